@@ -1,0 +1,134 @@
+"""Statistics and normalisation: exact numbers, the reference's recorded results, and readable errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vla_oft.statistics import DatasetStatistics, Moments, Normalizer, compute_statistics, read_statistics, write_statistics
+
+RECORDED = Path(__file__).resolve().parents[3] / "shared" / "parity" / "pure_functions"
+
+
+def recorded(name: str) -> Path:
+    path = RECORDED / name
+    if not path.exists():
+        pytest.skip(f"recorded reference results are not beside the checkout: {path}")
+    return path
+
+
+def example(dim: int = 3, steps: int = 50, seed: int = 0) -> DatasetStatistics:
+    rng = np.random.default_rng(seed)
+    episodes = [rng.normal(size=(steps, dim)).astype(np.float32) for _ in range(2)]
+    for episode in episodes:
+        episode[:, 1] = 0.7
+    return compute_statistics(episodes, episodes, [True] * dim)
+
+
+@pytest.mark.shared
+def test_statistics_equal_the_references():
+    data = np.load(recorded("dataset_statistics_input.npz"))
+    expected = DatasetStatistics.from_dict(json.loads(recorded("dataset_statistics_expected.json").read_text()))
+    got = compute_statistics(
+        [data["traj0_action"], data["traj1_action"]], [data["traj0_proprio"], data["traj1_proprio"]], expected.normalize_mask
+    )
+    for got_moments, moments in ((got.action, expected.action), (got.state, expected.state)):
+        assert got_moments is not None and moments is not None
+        for name in ("min", "max", "q01", "q99"):
+            np.testing.assert_array_equal(getattr(got_moments, name), getattr(moments, name), err_msg=name)
+        for name in ("mean", "std"):  # the reference sums in float32
+            np.testing.assert_allclose(getattr(got_moments, name), getattr(moments, name), atol=3e-6, err_msg=name)
+    assert (got.num_transitions, got.num_trajectories) == (500, 2)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_normalisation_equals_the_references(library):
+    data = np.load(recorded("normalization.npz"))
+    give = torch.as_tensor if library == "torch" else np.asarray
+    action, proprio = (
+        Moments(**{m: data[f"stats_{what}_{m}"].astype(np.float64) for m in ("mean", "std", "min", "max", "q01", "q99")})
+        for what in ("action", "proprio")
+    )
+    mask = data["stats_action_mask"]
+    for kind, name in (("bounds_q99", "bounds_q99"), ("bounds", "bounds"), ("zscore", "normal")):
+        train = Normalizer(action, mask, kind, "train")
+        np.testing.assert_allclose(train.normalize(give(data["action_raw"])), data[f"train_action_{name}"], atol=1e-6)
+        state = Normalizer(proprio, None, kind, "train").normalize(give(data["proprio_raw"]))
+        np.testing.assert_allclose(state, data[f"train_proprio_{name}"], atol=1e-6)
+    nomask = Normalizer(action, None, "bounds_q99", "train").normalize(give(data["action_raw"]))
+    np.testing.assert_allclose(nomask, data["train_action_bounds_q99_nomask"], atol=1e-6)
+    for kind in ("bounds_q99", "bounds"):
+        raw = data["proprio_raw"].astype(np.float64)
+        state = Normalizer(proprio, None, kind, "eval").normalize(give(raw))
+        np.testing.assert_allclose(state, data[f"eval_proprio_{kind}"], atol=1e-5)
+        for suffix, m in (("", mask), ("_nomask", None)):
+            out = Normalizer(action, m, kind, "eval").unnormalize(give(data["unnormalize_in"].astype(np.float64)))
+            np.testing.assert_allclose(out, data[f"unnormalized_{kind}{suffix}"], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bounds_q99", "bounds", "zscore"])
+def test_normalise_then_unnormalise_is_the_identity_inside_the_bounds(kind):
+    statistics = example()
+    normalizer = Normalizer(statistics.action, np.array([True, True, False]), kind)
+    inside = np.linspace(statistics.action.q01, statistics.action.q99, 11)
+    np.testing.assert_allclose(normalizer.unnormalize(normalizer.normalize(inside)), inside, atol=1e-6)
+    np.testing.assert_array_equal(normalizer.normalize(inside)[:, 2], inside[:, 2])
+
+
+@pytest.mark.parametrize("kind", ["bounds_q99", "bounds", "zscore"])
+def test_a_constant_dimension_is_zero_for_the_policy_and_its_constant_for_the_robot(kind):
+    normalizer = Normalizer(example().action, None, kind)
+    assert normalizer.constant_dims() == [1]
+    odd = np.array([[0.0, 9.0, 0.0]])
+    assert normalizer.normalize(odd)[0, 1] == 0
+    assert normalizer.unnormalize(odd)[0, 1] == np.float64(np.float32(0.7))
+
+
+def test_numpy_and_torch_agree_and_keep_their_type():
+    normalizer = Normalizer(example().action, np.array([True, True, False]), "bounds_q99")
+    values = np.random.default_rng(1).normal(size=(4, 5, 3)).astype(np.float32)
+    as_numpy, as_torch = normalizer.normalize(values), normalizer.normalize(torch.as_tensor(values))
+    assert as_numpy.dtype == np.float32 and as_torch.dtype == torch.float32
+    np.testing.assert_allclose(as_numpy, as_torch.numpy(), atol=1e-6)
+    assert normalizer.normalize(torch.as_tensor(values).bfloat16()).dtype == torch.float32
+
+
+def test_a_file_round_trip_keeps_every_number(tmp_path):
+    statistics = {"a": example(), "b": example(seed=1)}
+    write_statistics(tmp_path / "dataset_statistics.json", statistics)
+    back = read_statistics(tmp_path / "dataset_statistics.json")
+    assert {name: entry.to_dict() for name, entry in back.items()} == {name: entry.to_dict() for name, entry in statistics.items()}
+    assert set(back["a"].to_dict()["action"]) == {"mean", "std", "max", "min", "q01", "q99", "mask"}
+    assert [p.name for p in tmp_path.iterdir()] == ["dataset_statistics.json"]
+
+
+def test_an_entry_without_state_or_mask_is_read():
+    entry = example().to_dict()
+    del entry["proprio"], entry["action"]["mask"]
+    back = DatasetStatistics.from_dict(entry)
+    assert back.state is None and back.normalize_mask.all()
+
+
+def test_a_nan_is_refused_naming_episode_step_and_dimension():
+    episodes = [np.zeros((4, 2), np.float32), np.zeros((4, 2), np.float32)]
+    episodes[1][3, 1] = np.nan
+    with pytest.raises(ValueError, match="state is not finite in episode 1, step 3, dimension 1"):
+        compute_statistics([np.zeros((4, 1))], episodes, [True])
+
+
+def test_bad_input_is_refused_with_its_name(tmp_path):
+    moments = example().action
+    with pytest.raises(ValueError, match="kind 'q99' is unknown"):
+        Normalizer(moments, None, "q99")
+    with pytest.raises(ValueError, match=r"last dimension must be 3, got shape \(2, 4\)"):
+        Normalizer(moments, None, "bounds").normalize(np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="mask has shape"):
+        Normalizer(moments, np.array([True]), "bounds")
+    with pytest.raises(ValueError, match="no such file"):
+        read_statistics(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text('{"a": {"action": {"mean": [0]}}}')
+    with pytest.raises(ValueError, match="a/action: no std"):
+        read_statistics(tmp_path / "bad.json")
