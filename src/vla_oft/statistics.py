@@ -7,13 +7,15 @@ Statistics are exact (population standard deviation, linearly interpolated quant
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
+from vla_oft.atomic import replace_file
+from vla_oft_client import RobotSpec
 
 EPSILON = 1e-8
 KINDS = ("bounds_q99", "bounds", "zscore")
@@ -69,6 +71,15 @@ class DatasetStatistics:
     num_transitions: int
     num_trajectories: int
 
+    def check(self, spec: RobotSpec) -> "DatasetStatistics":
+        """Return self if the sizes fit robot `spec`; otherwise raise ValueError."""
+        if self.action.dim != spec.action_dim:
+            raise ValueError(f"the statistics describe {self.action.dim} action dimensions, robot '{spec.name}' has {spec.action_dim}")
+        if spec.state_dim and (self.state is None or self.state.dim != spec.state_dim):
+            found = "no state" if self.state is None else f"{self.state.dim} state dimensions"
+            raise ValueError(f"the statistics describe {found}, robot '{spec.name}' has {spec.state_dim}")
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """One entry of the reference's `dataset_statistics.json`."""
         entry: dict[str, Any] = {"action": {**self.action.to_dict(), "mask": [bool(m) for m in self.normalize_mask]}}
@@ -123,7 +134,7 @@ def compute_statistics(
     )
 
 
-def read_statistics(path: str | Path) -> dict[str, DatasetStatistics]:
+def load_statistics(path: str | Path) -> dict[str, DatasetStatistics]:
     """Read a `dataset_statistics.json`: dataset name -> statistics."""
     path = Path(path)
     try:
@@ -137,12 +148,9 @@ def read_statistics(path: str | Path) -> dict[str, DatasetStatistics]:
     return {name: DatasetStatistics.from_dict(entry, f"{path}: {name}") for name, entry in entries.items()}
 
 
-def write_statistics(path: str | Path, statistics: dict[str, DatasetStatistics]) -> None:
+def save_statistics(path: str | Path, statistics: dict[str, DatasetStatistics]) -> None:
     """Write `dataset_statistics.json`; an existing file is replaced in one step."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({name: entry.to_dict() for name, entry in statistics.items()}, indent=2))
-    temporary.replace(path)
+    replace_file(Path(path), json.dumps({name: entry.to_dict() for name, entry in statistics.items()}, indent=2))
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,7 @@ class Normalizer:
     kind: `bounds_q99` maps [q01, q99] to [-1, 1] and clips, `bounds` maps [min, max], `zscore` is (x - mean) / std, unclipped.
     mask: bool (D,), False where a dimension passes through unchanged; None normalises all.
     parity: None treats a constant dimension alike everywhere (0 in policy units, its constant in robot units). The reference does not:
-    "train" zeroes dimensions with min == max whatever the mask (bounds only), "eval" does not, and clips even the dimensions that pass through.
+    "train" zeroes dimensions with min == max whatever the mask (bounds only); "eval" does not, and clips even masked dimensions.
     """
 
     moments: Moments

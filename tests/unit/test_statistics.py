@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from vla_oft.statistics import DatasetStatistics, Moments, Normalizer, compute_statistics, read_statistics, write_statistics
+from vla_oft.robots import load
+from vla_oft.statistics import DatasetStatistics, Moments, Normalizer, compute_statistics, load_statistics, save_statistics
 
 RECORDED = Path(__file__).resolve().parents[3] / "shared" / "parity" / "pure_functions"
 
@@ -98,8 +99,8 @@ def test_numpy_and_torch_agree_and_keep_their_type():
 
 def test_a_file_round_trip_keeps_every_number(tmp_path):
     statistics = {"a": example(), "b": example(seed=1)}
-    write_statistics(tmp_path / "dataset_statistics.json", statistics)
-    back = read_statistics(tmp_path / "dataset_statistics.json")
+    save_statistics(tmp_path / "dataset_statistics.json", statistics)
+    back = load_statistics(tmp_path / "dataset_statistics.json")
     assert {name: entry.to_dict() for name, entry in back.items()} == {name: entry.to_dict() for name, entry in statistics.items()}
     assert set(back["a"].to_dict()["action"]) == {"mean", "std", "max", "min", "q01", "q99", "mask"}
     assert [p.name for p in tmp_path.iterdir()] == ["dataset_statistics.json"]
@@ -119,6 +120,14 @@ def test_a_nan_is_refused_naming_episode_step_and_dimension():
         compute_statistics([np.zeros((4, 1))], episodes, [True])
 
 
+def test_statistics_of_another_robot_are_refused():
+    with pytest.raises(ValueError, match="describe 3 action dimensions, robot 'tabletop' has 7"):
+        example().check(load("tabletop"))
+    with pytest.raises(ValueError, match="describe 7 state dimensions, robot 'tabletop' has 8"):
+        example(dim=7).check(load("tabletop"))
+    assert example(dim=8).state is not None
+
+
 def test_bad_input_is_refused_with_its_name(tmp_path):
     moments = example().action
     with pytest.raises(ValueError, match="kind 'q99' is unknown"):
@@ -128,7 +137,7 @@ def test_bad_input_is_refused_with_its_name(tmp_path):
     with pytest.raises(ValueError, match="mask has shape"):
         Normalizer(moments, np.array([True]), "bounds")
     with pytest.raises(ValueError, match="no such file"):
-        read_statistics(tmp_path / "none.json")
+        load_statistics(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text('{"a": {"action": {"mean": [0]}}}')
     with pytest.raises(ValueError, match="a/action: no std"):
-        read_statistics(tmp_path / "bad.json")
+        load_statistics(tmp_path / "bad.json")
