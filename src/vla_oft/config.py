@@ -1,0 +1,92 @@
+"""Frozen dataclasses to JSON and back, strictly: an unknown or missing field is an error that names it, never ignored.
+
+A field whose type is a union of dataclasses is stored with `"kind"`: the module in which the class is defined (`l1`, `diffusion`),
+so that the file name stays the registry.
+"""
+
+import dataclasses
+import types
+import typing
+from typing import Any, TypeVar, Union
+
+from vla_oft_client import RobotSpec
+
+T = TypeVar("T")
+
+
+def to_dict(value: Any) -> Any:
+    """Plain JSON types for a (nested) frozen dataclass."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _field_to_dict(value, f.name) for f in dataclasses.fields(value)}
+        return fields
+    if isinstance(value, tuple | list):
+        return [to_dict(v) for v in value]
+    if isinstance(value, dict):
+        return {k: to_dict(v) for k, v in value.items()}
+    return value
+
+
+def from_dict(cls: type[T], values: Any, where: str = "") -> T:
+    """The inverse of `to_dict`. Raises ValueError naming the field and what was expected."""
+    where = where or cls.__name__
+    if cls is RobotSpec:
+        return typing.cast(T, RobotSpec.from_dict(values))
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected an object, got {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    missing = sorted(n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+    if unknown or missing:
+        raise ValueError(f"{where}: unknown fields {unknown}, missing fields {missing}; written by another version?")
+    return cls(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _field_to_dict(owner: Any, name: str) -> Any:
+    value = getattr(owner, name)
+    hint = typing.get_type_hints(type(owner))[name]
+    encoded = to_dict(value)
+    if dataclasses.is_dataclass(value) and len(_dataclass_choices(hint)) > 1:
+        return {"kind": _kind(type(value)), **encoded}
+    return encoded
+
+
+def _kind(cls: type) -> str:
+    return cls.__module__.rsplit(".", 1)[-1]
+
+
+def _dataclass_choices(hint: Any) -> list[type]:
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return [c for c in typing.get_args(hint) if dataclasses.is_dataclass(c)]
+    return [hint] if dataclasses.is_dataclass(hint) else []
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        choices = {_kind(c): c for c in _dataclass_choices(hint)}
+        if isinstance(value, dict) and len(choices) > 1:
+            value = dict(value)
+            kind = value.pop("kind", None)
+            if kind not in choices:
+                raise ValueError(f"{where}: kind {kind!r} is unknown; known: {sorted(choices)}")
+            return from_dict(choices[kind], value, where)
+        return _decode(next(a for a in args if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: expected a list, got {value!r}")
+        item_types = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        return tuple(_decode(t, v, where) for t, v in zip(item_types, value, strict=True))
+    if origin is typing.Literal:
+        if value not in args:
+            raise ValueError(f"{where}: {value!r} is not one of {list(args)}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,45 @@
+"""The contract of an action head: how slots are filled before decoding, and how decoded slots become actions.
+
+    loss   normalised actions (B, K, D) -> slot embeddings -> decode -> hidden (B, N, W) -> loss
+    sample                                slot embeddings -> decode -> hidden (B, N, W) -> normalised actions (B, K, D)
+
+A head never sees images, prompts or token layout. Adding a head is adding one file here and its Config to `policy.HeadConfig`.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Metrics = dict[str, Tensor]
+
+
+class Decode(Protocol):
+    """One pass of the backbone over prefix + slots for a batch of observations."""
+
+    def zeros(self, num_slots: int) -> Tensor:
+        """Empty slot embeddings (B, num_slots, W) on the right device."""
+        ...
+
+    def __call__(self, slots: Tensor, context: Tensor | None = None) -> Tensor:
+        """slots (B, N, W), optional context token (B, W) placed before the prompt -> hidden states (B, N, W) that predict the slots."""
+        ...
+
+
+class ActionHead(nn.Module, ABC):
+    """Continuous or discrete actions from decoded slots."""
+
+    @abstractmethod
+    def loss(self, decode: Decode, actions: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:
+        """Training loss. actions (B, K, D) normalised; valid bool (B, K) False beyond an episode's end."""
+
+    @abstractmethod
+    def sample(self, decode: Decode, generator: torch.Generator | None) -> Tensor:
+        """Normalised actions (B, K, D), float32."""
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of (B, K, D) over the valid steps; 0 when there are none."""
+    weight = valid[..., None].to(values.dtype).expand_as(values)
+    return (values * weight).sum() / weight.sum().clamp(min=1)

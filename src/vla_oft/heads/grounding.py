@@ -1,0 +1,49 @@
+"""Auxiliary supervision for language grounding: which image patches show the object that the instruction names?
+
+Not an action head. A linear read-out of the patch tokens where they enter the decoder's last layer, trained with masks that a simulator
+renders for free. Measured on a 3 M-parameter model: regression of coordinates alone stays at chance after 7 minutes on 2 cores, the dense
+question is answered after one. Unused at inference, and silent when a batch has no masks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vla_oft.heads.base import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """weight: factor of this loss in the total. positive_weight: weight of the few patches that show the object."""
+
+    weight: float = 0.1
+    positive_weight: float = 4.0
+
+
+class Head(nn.Module):
+    """Two questions per patch: is it the object to act on (channel 0), is it the destination (channel 1)?"""
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.norm = nn.LayerNorm(width)
+        self.read = nn.Linear(width, 2)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Patch hidden states (B, V * P, W) -> logits (B, V * P, 2)."""
+        return self.read(self.norm(patches))
+
+    def loss(self, patches: Tensor, masks: Tensor) -> tuple[Tensor, Metrics]:
+        """masks (B, V, 2, side, side) in {0, 1}. Metric: share of images with the object in view whose best patch shows it."""
+        B, V = masks.shape[:2]
+        target = masks.flatten(3).transpose(2, 3).reshape(B, -1, 2).float()
+        logits = self(patches).float()
+        weight = torch.full((2,), self.config.positive_weight, device=logits.device)
+        loss = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
+        best = logits.detach()[..., 0].view(B * V, -1).argmax(-1, keepdim=True)
+        shown = target[..., 0].view(B * V, -1)
+        in_view = shown.any(-1).float()
+        hit = (shown.gather(1, best)[:, 0] * in_view).sum() / in_view.sum().clamp(min=1)
+        return loss, {"grounding_loss": loss.detach(), "grounding_hit": hit}

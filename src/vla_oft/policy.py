@@ -1,0 +1,302 @@
+"""A policy: backbone, FiLM, state projector and action head as ONE module, with its robot, normalisation and tokenizer.
+
+    Policy.load(dir)  ->  policy.act([observation, ...])  ->  [ActionChunk, ...]
+    policy(batch)     ->  (loss, metrics)                     one wrapper, one optimizer, one checkpoint
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vla_oft import preprocess
+from vla_oft.atomic import atomic_directory
+from vla_oft.config import from_dict, to_dict
+from vla_oft.heads import grounding, l1
+from vla_oft.heads.base import ActionHead, Metrics
+from vla_oft.statistics import DatasetStatistics, Normalizer, load_statistics, save_statistics
+from vla_oft.vlm import prismatic, tokens
+from vla_oft_client import ActionChunk, Observation, RobotSpec
+
+HeadConfig = l1.Config
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Every fact about a trained model. Written to `policy.json`; nothing of it is ever a command-line flag of `eval` or `serve`.
+
+    dataset: name of the statistics that normalise state and actions.
+    use_state: whether the proprioceptive state is an input token.
+    grounding: auxiliary dense supervision, or None.
+    """
+
+    robot: RobotSpec
+    vlm: prismatic.Config
+    head: HeadConfig
+    preprocess: preprocess.Config
+    dataset: str
+    chunk_len: int
+    use_state: bool
+    prompt_style: tokens.PromptStyle
+    grounding: grounding.Config | None
+
+    def __post_init__(self) -> None:
+        if self.preprocess.image_size != self.vlm.dino.image_size:
+            raise ValueError(f"preprocess.image_size={self.preprocess.image_size} differs from the towers' {self.vlm.dino.image_size}")
+        if self.use_state and not self.robot.state_dim:
+            raise ValueError(f"use_state=True, but robot '{self.robot.name}' has no state")
+        if self.chunk_len < 1:
+            raise ValueError(f"chunk_len={self.chunk_len} must be positive")
+
+    @property
+    def num_cameras(self) -> int:
+        """V."""
+        return len(self.robot.cameras)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyInputs:
+    """What the model reads.
+
+    pixels: float (B, V, 6, H, W), see `preprocess.to_pixels`.
+    prompt_ids: int64 (B, L) without BOS, padded on the left; prompt_mask: bool (B, L), or None when nothing is padded.
+    state: float32 (B, S) normalised, or None.
+    """
+
+    pixels: Tensor
+    prompt_ids: Tensor
+    prompt_mask: Tensor | None
+    state: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(PolicyInputs):
+    """Inputs and targets: actions float32 (B, K, D) normalised, valid bool (B, K), grounding uint8 (B, V, 2, side, side) or None."""
+
+    actions: Tensor
+    valid: Tensor
+    grounding: Tensor | None = None
+
+
+class StateProjector(nn.Module):
+    """Normalised state to one token embedding: linear, exact GELU, linear."""
+
+    def __init__(self, state_dim: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(state_dim, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """(B, S) -> (B, W)."""
+        return self.fc2(F.gelu(self.fc1(state)))
+
+
+class Policy(nn.Module):
+    """A vision-language-action policy for one robot."""
+
+    def __init__(self, config: PolicyConfig, statistics: DatasetStatistics, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.config, self.statistics, self.tokenizer = config, statistics, tokenizer
+        robot, width = config.robot, config.vlm.llm.width
+        statistics.check(robot)
+        self.vlm = prismatic.Prismatic(config.vlm)
+        self.state_projector = StateProjector(robot.state_dim, width) if config.use_state else None
+        self.action_head: ActionHead = l1.Head(config.head, width, config.chunk_len, robot.action_dim)
+        self.grounding_head = grounding.Head(config.grounding, width) if config.grounding else None
+        self.encode_prompts = tokens.PromptEncoder(tokenizer, config.vlm.tokens, config.prompt_style)
+        self.action_normalizer = Normalizer(statistics.action, statistics.normalize_mask, robot.normalization)
+        self.state_normalizer = Normalizer(statistics.state, None, robot.normalization) if statistics.state is not None else None
+        for tower in (self.vlm.vision_backbone.featurizer, self.vlm.vision_backbone.fused_featurizer):
+            for parameter in tower.unread_parameters():
+                parameter.requires_grad_(False)
+
+    @classmethod
+    def create(cls, config: PolicyConfig, statistics: DatasetStatistics, tokenizer: Tokenizer, *, seed: int) -> "Policy":
+        """A policy with random weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            policy = cls(config, statistics, tokenizer)
+            policy.vlm.init_weights(torch.Generator().manual_seed(seed))
+        return policy
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.vlm.projector.fc1.weight.device
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Loss (scalar) and detached metrics of one training batch."""
+        decoder = _Decoder(self, batch)
+        loss, metrics = self.action_head.loss(decoder, batch.actions, batch.valid)
+        if self.grounding_head is not None and batch.grounding is not None:
+            extra, extra_metrics = self.grounding_head.loss(decoder.patch_states(), batch.grounding)
+            loss = loss + self.grounding_head.config.weight * extra
+            metrics = {**metrics, **extra_metrics}
+        return loss, metrics
+
+    def predict(self, inputs: PolicyInputs, generator: torch.Generator | None = None) -> Tensor:
+        """Normalised actions (B, K, D), float32."""
+        return self.action_head.sample(_Decoder(self, inputs), generator)
+
+    @torch.inference_mode()
+    def act(self, observations: Sequence[Observation], generator: torch.Generator | None = None) -> list[ActionChunk]:
+        """One chunk of actions in robot units for each observation.
+
+        Raises ValueError for an observation that does not fit the robot, FloatingPointError when the model's answer is not finite.
+        """
+        was_training = self.training
+        self.eval()
+        actions = self.action_normalizer.unnormalize(self.predict(self.prepare(observations), generator).cpu().numpy())
+        self.train(was_training)
+        if not np.isfinite(actions).all():
+            raise FloatingPointError("the policy's actions are not finite: its weights are broken, nothing was sent to the robot")
+        period_s = self.config.robot.period_s
+        return [ActionChunk(a.astype(np.float32), o.time_s, period_s) for a, o in zip(actions, observations, strict=True)]
+
+    def prepare(self, observations: Sequence[Observation]) -> PolicyInputs:
+        """Raw observations to model inputs on the policy's device; checks every observation first."""
+        c = self.config
+        for observation in observations:
+            observation.check(c.robot)
+        images = np.stack([preprocess.prepare_images(c.preprocess, o, c.robot.cameras) for o in observations])
+        state = None
+        if c.use_state and self.state_normalizer is not None:
+            raw = np.stack([np.asarray(o.state, np.float32) for o in observations])
+            state = torch.from_numpy(self.state_normalizer.normalize(raw).astype(np.float32)).to(self.device)
+        ids, mask = self.encode_prompts([o.instruction for o in observations])
+        return PolicyInputs(
+            pixels=preprocess.to_pixels(c.preprocess, torch.from_numpy(images).to(self.device)),
+            prompt_ids=torch.from_numpy(ids).to(self.device),
+            prompt_mask=None if mask.all() else torch.from_numpy(mask).to(self.device),
+            state=state,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint folder, atomically. Raises ValueError when `path` is not empty."""
+        with atomic_directory(Path(path)) as folder:
+            self.write(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of a checkpoint into an existing folder."""
+        document = {"format_version": FORMAT_VERSION, **to_dict(self.config)}
+        (folder / "policy.json").write_text(json.dumps(document, indent=2) + "\n")
+        save_statistics(folder / "statistics.json", {self.config.dataset: self.statistics})
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        save_torch_state_dict(self.state_dict(), folder, max_shard_size="5GB")
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> "Policy":
+        """Read a checkpoint folder. Never executes code from it. Raises ValueError naming what is missing or does not fit."""
+        folder = checkpoint_folder(Path(path))
+        config = load_config(folder)
+        statistics = load_statistics(folder / "statistics.json")
+        if config.dataset not in statistics:
+            raise ValueError(f"{folder}/statistics.json has {sorted(statistics)}, but the policy needs '{config.dataset}'")
+        with torch.device("meta"):
+            policy = cls(config, statistics[config.dataset], tokens.load_tokenizer(folder))
+        load_weights(policy, folder, device, dtype)
+        return policy.eval()
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """`path` itself when it is a checkpoint, or the newest checkpoint of a run folder. Raises ValueError when there is none."""
+    if (path / "policy.json").is_file():
+        return path
+    last = path / "checkpoints" / "last"
+    if (last / "policy.json").is_file():
+        return last.resolve()
+    raise ValueError(f"{path} is not a checkpoint: it has no policy.json (and no checkpoints/last/policy.json)")
+
+
+def load_config(folder: Path) -> PolicyConfig:
+    """Read and check `policy.json` of a checkpoint folder."""
+    document = json.loads((folder / "policy.json").read_text())
+    version = document.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{folder}/policy.json has format_version {version!r}; this program reads {FORMAT_VERSION}")
+    if not (folder / "statistics.json").is_file():
+        raise ValueError(f"{folder} has no statistics.json: without it actions cannot be un-normalised; copy it from the training run")
+    return from_dict(PolicyConfig, document, "policy.json")
+
+
+def load_weights(policy: Policy, folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> None:
+    """Fill a policy (usually on the meta device) from `*.safetensors`; every missing or unexpected key is an error that lists it."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} has no model*.safetensors: not a complete checkpoint")
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights.update(load_file(str(file), device=str(device)))
+    if dtype is not None:
+        weights = {k: v.to(dtype) for k, v in weights.items()}
+    expected = {k: v.shape for k, v in policy.state_dict().items()}
+    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    wrong = [f"{k}: {tuple(weights[k].shape)} instead of {tuple(s)}" for k, s in expected.items() if k in weights and weights[k].shape != s]
+    if missing or unexpected or wrong:
+        raise ValueError(f"{folder}: weights do not fit policy.json; missing {missing}, unexpected {unexpected}, wrong shape {wrong}")
+    policy.load_state_dict(weights, strict=True, assign=True)
+
+
+class _Decoder:
+    """The sequence of one batch, embedded once; see `vlm/tokens.py` for its layout. Implements `heads.base.Decode`."""
+
+    def __init__(self, policy: Policy, inputs: PolicyInputs) -> None:
+        self.vlm, self.inputs = policy.vlm, inputs
+        special = policy.config.vlm.tokens
+        B, device = len(inputs.prompt_ids), inputs.prompt_ids.device
+        ends = torch.tensor([special.bos, special.stop], device=device).expand(B, 2)
+        self.bos, self.stop = self.vlm.embed_tokens(ends).split(1, dim=1)
+        self.prompt = self.vlm.embed_tokens(inputs.prompt_ids)
+        patches = self.vlm.embed_images(inputs.pixels, self._mean_language())
+        self.num_patches = patches.shape[1]
+        self.prefix = [self.bos, patches]
+        if policy.state_projector is not None:
+            assert inputs.state is not None, "a policy with use_state got no state"
+            self.prefix.append(policy.state_projector(inputs.state.to(self.prompt.dtype))[:, None])
+        self._penultimate: Tensor | None = None
+
+    def _mean_language(self) -> Tensor:
+        """(B, W): mean embedding of BOS, prompt and stop token, without padding. FiLM's input."""
+        mask = self.inputs.prompt_mask
+        prompt = self.prompt if mask is None else self.prompt * mask[..., None]
+        count = self.prompt.shape[1] if mask is None else mask.sum(1, keepdim=True)
+        return (self.bos[:, 0] + self.stop[:, 0] + prompt.sum(1)) / (count + 2)
+
+    def zeros(self, num_slots: int) -> Tensor:
+        return self.prompt.new_zeros(len(self.prompt), num_slots, self.prompt.shape[-1])
+
+    def __call__(self, slots: Tensor, context: Tensor | None = None) -> Tensor:
+        prefix = self.prefix if context is None else [*self.prefix, context[:, None]]
+        embeds = torch.cat([*prefix, self.prompt, slots, self.stop], dim=1)
+        num_fixed, num_slots = sum(p.shape[1] for p in prefix), slots.shape[1]
+        rows = slice(embeds.shape[1] - num_slots - 2, embeds.shape[1] - 2)
+        hidden, self._penultimate = self.vlm.language_model(
+            embeds, self._positions(num_fixed, embeds.shape[1]), key_mask=self._key_mask(num_fixed, embeds.shape[1]), causal=False, rows=rows
+        )
+        return hidden
+
+    def _positions(self, num_fixed: int, length: int) -> Tensor:
+        positions = torch.arange(length, device=self.prompt.device)[None]
+        mask = self.inputs.prompt_mask
+        if mask is None:
+            return positions
+        padding = (~mask).sum(1, keepdim=True)
+        return torch.where(positions < num_fixed, positions, (positions - padding).clamp(min=num_fixed))
+
+    def _key_mask(self, num_fixed: int, length: int) -> Tensor | None:
+        mask = self.inputs.prompt_mask
+        return None if mask is None else F.pad(mask, (num_fixed, length - num_fixed - mask.shape[1]), value=True)
+
+    def patch_states(self) -> Tensor:
+        """Hidden states (B, V * P, W) of the patch tokens where they enter the last layer, after a call."""
+        assert self._penultimate is not None, "decode first"
+        return self._penultimate[:, 1 : 1 + self.num_patches]

@@ -1,0 +1,97 @@
+"""Prompts to token ids, and the one place that knows how a sequence is laid out.
+
+    position   0      1 .. 256 V    +1       +1                 L - 1                 N            1
+              [BOS] [ patches  ] [state] [context] [rest of prompt ... empty] [action slots] [stop]
+    read                                                             ^^^^^^^^^^^^^^^^^^^^ N rows: each row predicts the NEXT slot
+
+Attention is bidirectional, so a row's place in memory is free as long as its position id is right. Prompts of a batch are padded on the
+LEFT of "rest of prompt": the rows that are read then lie at the same indices for every sample, and padding never gets a position that
+another token has.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+PROMPTS = {
+    "openvla": "In: What action should the robot take to {instruction}?\nOut:",
+    "plain": "{instruction}",
+}
+PromptStyle = Literal["openvla", "plain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Special ids of a vocabulary. `empty` is the lone word-boundary piece that ends every prompt (29871 in Llama-2's vocabulary);
+    action tokens count down from `num_tokens` - 1 (31999, 31998, ... in Llama-2's)."""
+
+    bos: int
+    stop: int
+    pad: int
+    empty: int
+    num_tokens: int
+
+
+class PromptEncoder:
+    """Instructions to padded ids, with a cache: a robot repeats the same few instructions."""
+
+    def __init__(self, tokenizer: Tokenizer, config: Config, style: PromptStyle) -> None:
+        self.tokenizer, self.config, self.style = tokenizer, config, style
+        self._cache: dict[str, list[int]] = {}
+
+    def ids(self, instruction: str) -> list[int]:
+        """Token ids of the prompt WITHOUT the leading BOS, ending in the empty token."""
+        if instruction not in self._cache:
+            text = PROMPTS[self.style].format(instruction=instruction.strip().lower())
+            ids = [i for i in self.tokenizer.encode(text, add_special_tokens=False).ids if i != self.config.bos]
+            if not ids or ids[-1] != self.config.empty:
+                ids.append(self.config.empty)
+            self._cache[instruction] = ids
+        return self._cache[instruction]
+
+    def __call__(self, instructions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """ids int64 (B, L) padded on the left, mask bool (B, L) True at real tokens."""
+        rows = [self.ids(text) for text in instructions]
+        length = max(map(len, rows))
+        ids = np.full((len(rows), length), self.config.pad, np.int64)
+        for i, row in enumerate(rows):
+            ids[i, length - len(row) :] = row
+        return ids, np.arange(length)[None] >= length - np.array([len(r) for r in rows])[:, None]
+
+
+def train_tokenizer(corpus: list[str], vocab_size: int) -> tuple[Tokenizer, Config]:
+    """A small Llama-shaped tokenizer (BPE over word-boundary pieces, byte fallback) for small models.
+
+    Words of the corpus become single tokens when `vocab_size` allows; every other text is encoded through its letters and bytes. The 256
+    highest ids stay free for action tokens.
+    """
+    space = "\u2581"
+    special = ["<unk>", "<s>", "</s>", "<PAD>"]
+    byte_pieces = [f"<0x{i:02X}>" for i in range(256)]
+    splitter = pre_tokenizers.Metaspace(replacement=space, prepend_scheme="first")
+    learner = Tokenizer(models.BPE(unk_token="<unk>"))
+    learner.pre_tokenizer = splitter
+    num_pieces = vocab_size - 256 - len(byte_pieces)
+    letters = [space, *(chr(c) for c in range(ord("a"), ord("z") + 1))]
+    learner.train_from_iterator(
+        corpus, trainers.BpeTrainer(vocab_size=num_pieces, special_tokens=special, show_progress=False, initial_alphabet=letters)
+    )
+    learned = json.loads(learner.to_str())["model"]
+    pieces = [*special, *byte_pieces, *(p for p in sorted(learned["vocab"], key=learned["vocab"].get) if p not in special)]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab, [tuple(m) for m in learned["merges"]], unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(replacement=space, prepend_scheme="first")])
+    return tokenizer, Config(bos=vocab["<s>"], stop=vocab["</s>"], pad=vocab["<PAD>"], empty=vocab[space], num_tokens=vocab_size)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Read `tokenizer.json`. Raises ValueError when the checkpoint has none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no tokenizer.json: not a complete checkpoint; import or download it again")
+    return Tokenizer.from_file(str(path))
