@@ -72,6 +72,9 @@ class LeRobotSource:
         self._episodes = _read_episodes(path / "meta" / "episodes")
         self.lengths = np.asarray(self._episodes["length"], np.int64)
         self._rows = np.concatenate([[0], np.cumsum(self.lengths)])  # of each episode's first frame, over all files
+        self._files: dict[Path, list[int]] = {}  # data file -> its episodes
+        for episode in range(len(self.lengths)):
+            self._files.setdefault(self._data_path(episode), []).append(episode)
         self._columns: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -114,7 +117,7 @@ class LeRobotSource:
         if camera not in self._camera_features:
             raise ValueError(f"dataset {self.path} has no camera '{camera}'; it has {', '.join(self.cameras)}")
         wanted = np.asarray(indices, np.int64)
-        if wanted.size and not (0 <= wanted.min() and wanted.max() < self.lengths[episode]):
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.lengths[episode]):
             raise IndexError(f"episode {episode} of {self.path} has steps 0..{self.lengths[episode] - 1}, asked for {wanted.min()}..{wanted.max()}")
         feature = self._camera_features[camera]
         try:
@@ -126,14 +129,18 @@ class LeRobotSource:
             raise ValueError(f"episode {episode}, camera '{camera}': {error}") from None
 
     def check(self) -> None:
-        for file, episodes in self._episodes_by_file().items():
+        for file, episodes in self._files.items():
             rows = _open_parquet(file).metadata.num_rows
             if rows != int(self.lengths[episodes].sum()):
                 raise ValueError(f"{file} has {rows} rows, episodes {episodes[0]}..{episodes[-1]} need {int(self.lengths[episodes].sum())}: copy the dataset again")
         index = self._column("episode_index")[:, 0]
         if (index != np.repeat(self._episodes["episode_index"], self.lengths)).any():
             raise ValueError(f"{self.path}: frames are not stored in the order of meta/episodes; re-export the dataset with lerobot")
-        for feature in (f for f in self._camera_features.values() if self._info["features"][f]["dtype"] == "video"):
+        for camera, feature in self._camera_features.items():
+            if self._info["features"][feature]["dtype"] == "image":
+                for episodes in self._files.values():
+                    self.frames(episodes[0], [0], camera)
+                continue
             ends: dict[Path, tuple[int, int]] = {}
             for episode in range(len(self)):
                 end = round(self._episodes[f"videos/{feature}/to_timestamp"][episode] * self.fps)
@@ -155,19 +162,13 @@ class LeRobotSource:
         chunk, file = (int(self._episodes[f"data/{what}_index"][episode]) for what in ("chunk", "file"))
         return self.path / self._info["data_path"].format(chunk_index=chunk, file_index=file)
 
-    def _episodes_by_file(self) -> dict[Path, list[int]]:
-        files: dict[Path, list[int]] = {}
-        for episode in range(len(self)):
-            files.setdefault(self._data_path(episode), []).append(episode)
-        return files
-
     def _slice(self, feature: str, episode: int) -> np.ndarray:
         return self._column(feature)[self._rows[episode] : self._rows[episode + 1]]
 
     def _column(self, feature: str) -> np.ndarray:
         """One feature of all frames, (N, size)."""
         if feature not in self._columns:
-            values = [_to_numpy(_read_column(file, feature), file, feature) for file in self._episodes_by_file()]
+            values = [_to_numpy(_read_column(file, feature), file, feature) for file in self._files]
             column = np.concatenate(values)
             if len(column) != self._rows[-1]:
                 raise ValueError(f"{self.path}/data has {len(column)} frames, meta/episodes lists {self._rows[-1]}: copy the dataset again")
@@ -176,7 +177,7 @@ class LeRobotSource:
 
     def _stored_images(self, episode: int, wanted: np.ndarray, feature: str) -> np.ndarray:
         file = self._data_path(episode)
-        first = int(self._rows[episode] - self._rows[self._episodes_by_file()[file][0]])
+        first = int(self._rows[episode] - self._rows[self._files[file][0]])
         images = [_decode(_stored_bytes(file, feature, first + int(step)), file) for step in wanted]
         return np.stack(images) if images else np.empty((0, *self._info["features"][feature]["shape"]), np.uint8)
 
