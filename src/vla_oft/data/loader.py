@@ -1,0 +1,135 @@
+"""Endless batches from a `ChunkDataset`, prepared ahead of the training step.
+
+Cached datasets are gathered by one background thread (a batch costs well under a millisecond: worker processes would cost more than they
+bring); video is decoded by `num_workers` processes. Either way the batches are the same.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from vla_oft.data.chunks import ChunkDataset, Samples
+from vla_oft.data.mixture import MixtureOrder
+
+Batch = TypeVar("Batch")
+
+
+class BatchLoader(Generic[Batch]):
+    """Iterate it for batches of `batch_size`; it never ends. Iterating again continues at the position reached.
+
+    collate: turns `Samples` into what the policy reads (prompts, augmentation with `samples.seed`); runs in the background.
+    rank, world_size: this process's share of the global order. num_workers: 0 for one thread, else processes.
+    """
+
+    def __init__(
+        self,
+        dataset: ChunkDataset,
+        order: MixtureOrder,
+        batch_size: int,
+        collate: Callable[[Samples], Batch],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        prefetch: int = 3,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
+        if order.sizes != dataset.sizes:
+            raise ValueError(f"the order was made for datasets of {order.sizes} samples, the dataset has {dataset.sizes}")
+        self.dataset, self.order, self.batch_size, self.collate = dataset, order, batch_size, collate
+        self.rank, self.world_size, self.num_workers, self.prefetch = rank, world_size, num_workers, prefetch
+        self.position = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = self._by_processes() if self.num_workers else self._by_thread()
+        try:
+            for batch in batches:
+                self.position += self.batch_size * self.world_size  # delivered, not merely prefetched
+                yield batch
+        finally:
+            batches.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the global order: the number of samples delivered, over all ranks."""
+        return {"position": self.position, "seed": self.order.seed, "sizes": self.order.sizes, "weights": self.order.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken. Raises ValueError if the data has changed since."""
+        for name, here in (("seed", self.order.seed), ("sizes", self.order.sizes), ("weights", self.order.weights)):
+            if state[name] != here:
+                raise ValueError(f"cannot resume: the loader's {name} was {state[name]}, now it is {here}; resume with the same data and seed")
+        self.position = state["position"]
+
+    def _requests(self) -> Iterator[tuple[np.ndarray, int]]:
+        """(sample numbers, seed) of this rank's batches from the current position on."""
+        position = self.position
+        while True:
+            seed = int(np.random.SeedSequence([self.order.seed, position, self.rank]).generate_state(1, np.uint64)[0] >> 1)
+            yield self.order.draw(position + self.rank, self.batch_size, self.world_size), seed
+            position += self.batch_size * self.world_size
+
+    def _by_processes(self) -> Iterator[Batch]:
+        loader = DataLoader(
+            _Fetch(self.dataset),  # type: ignore[arg-type]
+            sampler=self._requests(),  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            prefetch_factor=self.prefetch,
+        )
+        yield from loader
+
+    def _by_thread(self) -> Iterator[Batch]:
+        ready: queue.Queue[Any] = queue.Queue(self.prefetch)
+        stop = threading.Event()
+
+        def put(item: Any) -> bool:
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def work() -> None:
+            try:
+                for indices, seed in self._requests():
+                    if not put(self.collate(self.dataset.batch(indices, seed))):
+                        return
+            except BaseException as error:  # raised again in the consumer
+                put(_Failure(error))
+
+        thread = threading.Thread(target=work, name="batches", daemon=True)
+        thread.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, _Failure):
+                    raise item.error
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+
+class _Failure:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class _Fetch:
+    """The dataset as torch's DataLoader calls it: one request is one batch."""
+
+    def __init__(self, dataset: ChunkDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, request: tuple[np.ndarray, int]) -> Samples:
+        return self.dataset.batch(*request)

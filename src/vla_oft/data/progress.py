@@ -1,0 +1,56 @@
+"""Progress of long jobs: a live bar on a terminal, one plain line now and then elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL_S = 15.0
+
+
+class Advance(Protocol):
+    """Reports `amount` more units of work, and an optional remark."""
+
+    def __call__(self, amount: int, remark: str = "") -> None:
+        """Report."""
+        ...
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str, console: Console | None = None) -> Iterator[Advance]:
+    """Yield the function that reports progress. Everything goes to stderr: stdout belongs to `--json`."""
+    console = console or Console(stderr=True)
+    start = time.monotonic()
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(title, total=total, note="")
+
+            def advance(amount: int, remark: str = "") -> None:
+                bar.update(task, advance=amount)
+                done = bar.tasks[task].completed
+                bar.update(task, note=f"{done / max(time.monotonic() - start, 1e-9):.1f} {unit}/s {remark}")
+
+            yield advance
+        return
+    done, printed = 0, start
+
+    def advance(amount: int, remark: str = "") -> None:
+        nonlocal done, printed
+        done += amount
+        now = time.monotonic()
+        if done < total and now - printed < PLAIN_INTERVAL_S:
+            return
+        printed = now
+        rate = done / max(now - start, 1e-9)
+        print_line(console, f"{title}: {done}/{total} {unit}, {rate:.1f}/s, {max(0, total - done) / rate if rate else 0:.0f} s left {remark}")
+
+    yield advance
+
+
+def print_line(console: Console, text: str) -> None:
+    """One unwrapped, unstyled line."""
+    console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True)
