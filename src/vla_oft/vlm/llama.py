@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vla_oft.vlm.attention import attend
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -84,7 +86,7 @@ class Attention(nn.Module):
         if causal:
             allowed = torch.ones(S, S, dtype=torch.bool, device=x.device).tril()[rows]
             mask = allowed if mask is None else mask & allowed
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=c.num_kv_heads != c.num_heads)
+        out = attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).reshape(B, -1, c.width))
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vla_oft.vlm.attention import attend
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -66,7 +68,7 @@ class Attention(nn.Module):
         """(B, N, width) -> (B, N, width)."""
         B, N, D = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, D))
+        return self.proj(attend(q, k, v).transpose(1, 2).reshape(B, N, D))
 
 
 class Mlp(nn.Module):
