@@ -1,0 +1,69 @@
+"""Checkpoints of a run: `checkpoints/step-000500/` with the policy and `trainer/state.pt`; `checkpoints/last` points at the newest.
+
+A checkpoint appears whole or not at all, and the pointer is replaced in one step: a kill at any instant leaves the last good one.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla_oft.atomic import atomic_directory
+from vla_oft.policy import Policy
+from vla_oft.train.ema import Ema
+
+
+def save(run: Path, step: int, policy: Policy, ema: Ema | None, trainer: dict[str, Any], facts: dict[str, Any], keep_last: int) -> Path:
+    """Write the checkpoint of `step` (averaged weights when there is an EMA), move `last`, prune old ones. Returns its folder."""
+    folder = run / "checkpoints" / f"step-{step:06d}"
+    if folder.exists():  # left behind by a run that was resumed from an earlier step
+        shutil.rmtree(folder)
+    with atomic_directory(folder) as temporary:
+        (temporary / "trainer").mkdir()
+        torch.save({**trainer, "weights": policy.state_dict() if ema else None, "ema": ema.state_dict() if ema else None}, temporary / "trainer" / "state.pt")
+        if ema:
+            with ema.applied():
+                policy.write(temporary)
+        else:
+            policy.write(temporary)
+        (temporary / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (temporary / "README.md").write_text(_model_card(policy, step, facts))
+    _point(run / "checkpoints" / "last", folder.name)
+    for old in steps(run)[:-keep_last]:
+        shutil.rmtree(run / "checkpoints" / f"step-{old:06d}")
+    return folder
+
+
+def steps(run: Path) -> list[int]:
+    """Steps of the complete checkpoints of a run, ascending."""
+    return sorted(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*") if (p / "policy.json").is_file())
+
+
+def load_trainer(run: Path) -> dict[str, Any] | None:
+    """The trainer state of the newest checkpoint, or None when the run has none yet."""
+    found = steps(run)
+    if not found:
+        return None
+    return torch.load(run / "checkpoints" / f"step-{found[-1]:06d}" / "trainer" / "state.pt", weights_only=True)
+
+
+def _point(link: Path, target: str) -> None:
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+
+
+def _model_card(policy: Policy, step: int, facts: dict[str, Any]) -> str:
+    robot = policy.config.robot
+    return (
+        f"# {facts['name']}, step {step}\n\n"
+        f"A vision-language-action policy for robot `{robot.name}` (cameras {', '.join(robot.cameras)}; state {robot.state_dim}-D; "
+        f"actions {robot.action_dim}-D, {robot.action_kind}, {robot.control_hz:g} Hz, chunks of {policy.config.chunk_len}).\n\n"
+        f"Trained by `{facts['command']}` with vla-oft {facts['versions']['vla-oft']}; data: "
+        + ", ".join(f"{d['name']} ({d['episodes']} episodes, {d['frames']} frames)" for d in facts["datasets"])
+        + ".\n\n```python\nfrom vla_oft.policy import Policy\npolicy = Policy.load(\".\")\nchunk, = policy.act([observation])\n```\n"
+    )

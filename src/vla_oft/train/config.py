@@ -1,0 +1,96 @@
+"""What a training run is: one frozen value, written into the run folder, compared on resume."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vla_oft.data import augment
+from vla_oft.heads import grounding, l1
+from vla_oft.train.schedule import Cosine, MultiStep
+from vla_oft.vlm import tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One dataset folder and the name under which phases mix it."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of training. mixture: share of draws per dataset, in the order of `TrainConfig.datasets`."""
+
+    steps: int
+    mixture: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fresh:
+    """A model with random weights. vocab_size: of the tokenizer, which is trained on the datasets' instructions."""
+
+    size: Literal["nano"]
+    head: l1.Config
+    grounding: grounding.Config | None
+    prompt_style: tokens.PromptStyle = "plain"
+    vocab_size: int = 640
+    crop_area: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """Fine-tune the policy in folder `path`.
+
+    statistics: `own` normalises with the new data's statistics; `base` keeps those of the pretrained policy, which keeps its action head
+    and state projector calibrated when robot and task family are the same. prompt_style: None keeps the pretrained one; `blind` trains a
+    policy that never sees the instruction, the control for language grounding.
+    """
+
+    path: str
+    statistics: Literal["own", "base"] = "own"
+    prompt_style: tokens.PromptStyle | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A run. `lr` is the peak learning rate; `precision` "bf16" means autocast over float32 weights."""
+
+    name: str
+    robot: str
+    model: Fresh | Pretrained
+    datasets: tuple[Dataset, ...]
+    phases: tuple[Phase, ...]
+    batch_size: int
+    lr: float
+    schedule: Cosine | MultiStep
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = 1.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    augment: augment.Config | None = None
+    ema_decay: float | None = None
+    frame_cache: Literal["none", "ram", "disk"] = "none"
+    num_workers: int = 0
+    seed: int = 0
+    log_every: int = 20
+    save_every: int = 1000
+    keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, field: str, fix: str) -> None:
+            if not ok:
+                raise ValueError(f"TrainConfig.{field}={getattr(self, field)!r} {fix}")
+
+        need(len(self.datasets) > 0, "datasets", "is empty: name at least one dataset folder")
+        need(len(self.phases) > 0 and all(p.steps > 0 for p in self.phases), "phases", "needs at least one phase, each with positive steps")
+        need(all(len(p.mixture) == len(self.datasets) for p in self.phases), "phases", f"needs one mixture weight for each of {len(self.datasets)} datasets")
+        need(self.batch_size > 0, "batch_size", "must be positive")
+        need(self.lr > 0, "lr", "must be positive")
+        need(self.clip_norm > 0, "clip_norm", "must be positive")
+        need(self.log_every > 0 and self.save_every > 0 and self.keep_last > 0, "save_every", "and log_every, keep_last must be positive")
+        need(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "must lie between 0 and 1, or be None")
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of all phases."""
+        return sum(p.steps for p in self.phases)

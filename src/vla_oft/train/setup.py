@@ -1,0 +1,144 @@
+"""From a `TrainConfig` to everything a run needs, all checks first: a mistake costs seconds, not hours."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla_oft import preprocess, robots
+from vla_oft.data import augment
+from vla_oft.data.base import Source, check_source, open_source, source_statistics
+from vla_oft.data.chunks import ChunkDataset, Samples
+from vla_oft.policy import Batch, Policy, PolicyConfig
+from vla_oft.statistics import DatasetStatistics
+from vla_oft.train.config import Fresh, Pretrained, TrainConfig
+from vla_oft.vlm import sizes, tokens
+
+GROUNDING = "grounding"
+"""Name of the per-frame array with the masks that dense grounding is trained on."""
+
+
+def open_datasets(config: TrainConfig) -> list[Source]:
+    """Open and check every dataset against the robot. Raises ValueError naming what does not fit; prints warnings."""
+    spec = robots.load(config.robot)
+    sources = [open_source(d.path) for d in config.datasets]
+    for source in sources:
+        for warning in check_source(source, spec):
+            print(f"warning: {source.path}: {warning}")
+    return sources
+
+
+def build_policy(config: TrainConfig, sources: list[Source]) -> Policy:
+    """A fresh policy, or the pretrained one made ready for the new data."""
+    if isinstance(config.model, Pretrained):
+        return _pretrained(config, config.model, sources)
+    return _fresh(config, config.model, sources)
+
+
+def _fresh(config: TrainConfig, model: Fresh, sources: list[Source]) -> Policy:
+    spec = robots.load(config.robot)
+    corpus = sorted({tokens.PROMPTS[model.prompt_style].format(instruction=task.lower()) for source in sources for task in source.tasks})
+    tokenizer, token_ids = tokens.train_tokenizer(corpus, model.vocab_size)
+    vlm = {"nano": sizes.nano}[model.size](token_ids)
+    policy = PolicyConfig(
+        robot=spec,
+        vlm=vlm,
+        head=model.head,
+        preprocess=preprocess.Config(image_size=vlm.dino.image_size, resize="box", crop_area=model.crop_area),
+        dataset=_main_source(config, sources).name,
+        chunk_len=spec.chunk_len,
+        use_state=spec.state_dim > 0,
+        prompt_style=model.prompt_style,
+        grounding=model.grounding,
+    )
+    return Policy.create(policy, _new_statistics(config, sources), tokenizer, seed=config.seed)
+
+
+def _pretrained(config: TrainConfig, model: Pretrained, sources: list[Source]) -> Policy:
+    spec = robots.load(config.robot)
+    base = Policy.load(model.path)
+    if len(base.config.robot.cameras) > len(spec.cameras):
+        print(f"warning: the pretrained policy saw {len(base.config.robot.cameras)} cameras, robot '{spec.name}' has {len(spec.cameras)}")
+    own = model.statistics == "own"
+    if not own and (base.config.robot.action_dim, base.config.robot.state_dim) != (spec.action_dim, spec.state_dim):
+        raise ValueError(f"statistics='base' needs a base policy of the same sizes as robot '{spec.name}'; use statistics='own'")
+    changed = dataclasses.replace(
+        base.config,
+        robot=spec,
+        dataset=_main_source(config, sources).name if own else base.config.dataset,
+        chunk_len=spec.chunk_len,
+        use_state=spec.state_dim > 0,
+        prompt_style=model.prompt_style or base.config.prompt_style,
+    )
+    policy = Policy.create(changed, _new_statistics(config, sources) if own else base.statistics, base.tokenizer, seed=config.seed)
+    kept = {k: v for k, v in base.state_dict().items() if k in policy.state_dict() and policy.state_dict()[k].shape == v.shape}
+    policy.load_state_dict(kept, strict=False)
+    new = sorted({k.split(".")[0] for k in policy.state_dict().keys() - kept.keys()})
+    if new:
+        print(f"new, not pretrained: {', '.join(new)}")
+    return policy
+
+
+def _main_source(config: TrainConfig, sources: list[Source]) -> Source:
+    """The demonstrations that the last phase uses most: their statistics normalise the policy."""
+    shares = [share if source.kind == "demonstrations" else -1.0 for share, source in zip(config.phases[-1].mixture, sources, strict=True)]
+    if max(shares) <= 0:
+        raise ValueError("the last phase mixes in no demonstrations: there are no actions to learn")
+    return sources[int(np.argmax(shares))]
+
+
+def _new_statistics(config: TrainConfig, sources: list[Source]) -> DatasetStatistics:
+    spec = robots.load(config.robot)
+    main = _main_source(config, sources)
+    statistics = source_statistics(main, spec.normalize_mask)
+    for what, moments in (("action", statistics.action), ("state", statistics.state)):
+        constant = [] if moments is None else np.flatnonzero(moments.q01 == moments.q99).tolist()
+        if constant:
+            print(f"note: {what} dimensions {constant} hardly change in '{main.name}'; the policy keeps them constant")
+    return statistics
+
+
+def build_dataset(config: TrainConfig, policy: Policy, sources: list[Source]) -> ChunkDataset:
+    """The datasets as training samples for this policy."""
+    wants_masks = policy.config.grounding is not None and all(GROUNDING in s.extras for s in sources)
+    return ChunkDataset(
+        sources,
+        policy.config.robot,
+        policy.statistics,
+        image_size=policy.config.preprocess.image_size,
+        chunk_len=policy.config.chunk_len,
+        cache=config.frame_cache,
+        grounding=GROUNDING if wants_masks else None,
+    )
+
+
+class Collate:
+    """Samples to a `Batch` on the CPU: prompts encoded, images augmented and normalised."""
+
+    def __init__(self, policy: Policy, augmentation: augment.Config | None) -> None:
+        self.preprocess, self.encode, self.augmentation = policy.config.preprocess, policy.encode_prompts, augmentation
+
+    def __call__(self, samples: Samples) -> Batch:
+        images = torch.from_numpy(np.ascontiguousarray(samples.images))
+        if self.augmentation is not None:
+            images = augment.augment(images, self.augmentation, torch.Generator().manual_seed(samples.seed))
+        ids, mask = self.encode(list(samples.instructions))
+        return Batch(
+            pixels=preprocess.to_pixels(self.preprocess, images),
+            prompt_ids=torch.from_numpy(ids),
+            prompt_mask=None if mask.all() else torch.from_numpy(mask),
+            state=None if samples.state is None else torch.from_numpy(samples.state),
+            actions=torch.from_numpy(samples.actions),
+            valid=torch.from_numpy(samples.valid),
+            grounding=None if samples.grounding is None else torch.from_numpy(samples.grounding),
+        )
+
+
+def dataset_facts(config: TrainConfig, sources: list[Source]) -> list[dict[str, Any]]:
+    """What `run.json` says about the data."""
+    return [
+        {"name": d.name, "path": str(Path(d.path)), "fingerprint": s.fingerprint(), "episodes": len(s), "frames": int(s.lengths.sum())}
+        for d, s in zip(config.datasets, sources, strict=True)
+    ]
