@@ -18,6 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
 
 MAX_OPEN = 16
 """Containers kept open per thread."""
@@ -71,6 +72,7 @@ class _Video:
         self.tick_s = self.stream.time_base
         length = self.stream.frames or round(float((self.stream.duration or 0) * self.tick_s) * fps)
         self.num_frames = int(length)
+        self.converter = VideoReformatter()  # kept: a frame's own would build its tables anew for every frame
         self.decoder: Iterator[av.VideoFrame] | None = None
         self.position, self.latest = -1, np.empty(0, np.uint8)
 
@@ -92,7 +94,7 @@ class _Video:
         if position > index:
             self.decoder = None
             raise EOFError(f"frame {index} is missing, the next is {position}: is the recording rate really {self.fps:g}?")
-        self.position, self.latest = position, frame.to_ndarray(format="rgb24")
+        self.position, self.latest = position, self.converter.reformat(frame, format="rgb24").to_ndarray()
         return self.latest
 
 

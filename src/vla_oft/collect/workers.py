@@ -1,0 +1,94 @@
+"""Simulators in parallel processes whose results arrive in a fixed order, so that the worker count never changes a dataset."""
+
+import importlib
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from vla_oft.sims.base import Simulator, SimulatorError, simulators
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+MakeSimulator = Callable[[str, int], Any]
+MakeExpert = Callable[[str, Any], Callable[[], np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What was written: num_failed counts the expert's failures, which are not in the dataset."""
+
+    out: Path
+    num_episodes: int
+    num_frames: int
+    num_failed: int
+    duration_s: float
+
+
+def make_simulator(suite: str, camera_size: int) -> Simulator:
+    """The simulator of a suite such as "tabletop/touch"."""
+    name, _, family = suite.partition("/")
+    if name not in simulators() or not family:
+        raise ValueError(f"unknown suite '{suite}'; write SIMULATOR/FAMILY, with one of the simulators {', '.join(simulators())}")
+    return importlib.import_module(f"vla_oft.sims.{name}").make(family, camera_size=camera_size)
+
+
+def make_expert(suite: str, simulator: Simulator) -> Callable[[], np.ndarray]:
+    """The scripted expert of a suite, for one episode of `simulator`."""
+    return importlib.import_module(f"vla_oft.sims.experts.{suite.partition('/')[0]}").Expert(simulator)
+
+
+_current: tuple[Any, Simulator] | None = None
+
+
+def simulator_of(suite: str, camera_size: int, make: MakeSimulator) -> Simulator:
+    """This process's simulator: built once, replaced when another suite's turn comes."""
+    global _current
+    key = (suite, camera_size, make)
+    if _current is None or _current[0] != key:
+        close_simulator()
+        _current = (key, make(suite, camera_size))
+    return _current[1]
+
+
+def close_simulator() -> None:
+    """Free this process's renderer."""
+    global _current
+    if _current is not None:
+        _current[1].close()
+        _current = None
+
+
+def in_order(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
+    """Results of `function` over (possibly endless) `tasks`, in their order. workers=0 runs in this process.
+
+    Closing the iterator abandons what is under way.
+    """
+    if workers < 0:
+        raise ValueError(f"workers must be 0 (this process) or more, got {workers}")
+    if not workers:
+        try:
+            yield from map(function, tasks)
+        finally:
+            close_simulator()
+        return
+    waiting: deque[Future[Result]] = deque()
+    remaining = iter(tasks)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            waiting.extend(pool.submit(function, task) for task in islice(remaining, 2 * workers))
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, task) for task in islice(remaining, 1))
+                yield result
+        except BrokenProcessPool:
+            raise SimulatorError("a recording process died: its renderer crashed or memory ran out; use fewer workers") from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
