@@ -1,7 +1,7 @@
 """Frozen dataclasses to JSON and back, strictly: an unknown or missing field is an error that names it, never ignored.
 
-A field whose type is a union of dataclasses is stored with `"kind"`: the module in which the class is defined (`l1`, `diffusion`),
-so that the file name stays the registry.
+A field whose type is a union of dataclasses is stored with `"kind"`: the module of a class called Config (`l1`, `diffusion`: the file name
+is the registry), otherwise the class name in lower case.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def _field_to_dict(owner: Any, name: str) -> Any:
 
 
 def _kind(cls: type) -> str:
-    return cls.__module__.rsplit(".", 1)[-1]
+    return cls.__module__.rsplit(".", 1)[-1] if cls.__name__ == "Config" else cls.__name__.lower()
 
 
 def _dataclass_choices(hint: Any) -> list[type]:

@@ -20,8 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 PROMPTS = {
     "openvla": "In: What action should the robot take to {instruction}?\nOut:",
     "plain": "{instruction}",
+    "blind": "act",  # the instruction is never read: the control for language grounding
 }
-PromptStyle = Literal["openvla", "plain"]
+PromptStyle = Literal["openvla", "plain", "blind"]
 
 
 @dataclass(frozen=True, kw_only=True)

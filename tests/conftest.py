@@ -1,0 +1,28 @@
+"""Shared fixtures: a tiny real policy, and the recorded data beside the checkout (absent on a user's machine)."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SHARED = Path(os.environ.get("VLA_OFT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not (SHARED / "parity").is_dir():
+        pytest.skip(f"needs the recorded reference data in {SHARED} (set VLA_OFT_SHARED)")
+    return SHARED
+
+
+@pytest.fixture(autouse=True, scope="session")
+def two_threads() -> None:
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
