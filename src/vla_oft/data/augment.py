@@ -1,0 +1,115 @@
+"""Image augmentation for training, vectorised over a batch with its own parameters for every image.
+
+    crop (a random square of 90 % of the area, resized back) -> brightness, contrast, saturation, hue
+
+The colour operations are linear in RGB, so they compose into ONE 3 x 3 matrix and offset per image and cost one multiplication:
+saturation mixes with luma, hue rotates in YIQ. The reference computes both in HSV and clips after each operation: the same
+strengths, not the same bits. Everything happens in this file so that a bit-exact variant can replace it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_LUMA = (0.299, 0.587, 0.114)
+_RGB_TO_YIQ = (_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """The reference's training augmentation by default.
+
+    crop_area: share of the image that a random crop keeps, 1.0 for no crop; evaluation uses the central crop of the same area.
+    shift: further random displacement, as a share of the image side (edge pixels are repeated). brightness: added, of full scale.
+    contrast, saturation: factors are drawn from 1 - x .. 1 + x. hue: share of a full turn, in both directions.
+    """
+
+    crop_area: float = 0.9
+    shift: float = 0.0
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_area <= 1:
+            raise ValueError(f"crop_area must be in (0, 1], got {self.crop_area}")
+        for name in ("shift", "brightness", "contrast", "saturation", "hue"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator, masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Augment images (..., H, W, 3), uint8 or float in 0..255, each on its own; same shape and dtype.
+
+    masks (..., C, P, P), one stack for each image (grounding), are cropped along, same dtype; None stays None.
+    generator: on the CPU, whatever the images' device, so that a seed means the same everywhere.
+    """
+    flat = images.reshape(-1, *images.shape[-3:])
+    boxes = sample_boxes(len(flat), config, generator).to(images.device)
+    brightness, contrast, matrix = (p.to(images.device) for p in sample_colours(len(flat), config, generator))
+    pixels = flat.permute(0, 3, 1, 2).contiguous().float()  # moving bytes is cheaper than moving floats
+    if config.crop_area < 1 or config.shift:
+        pixels = crop_resize(pixels, boxes)
+        if masks is not None:
+            cropped = crop_resize(masks.reshape(-1, *masks.shape[-3:]).float(), boxes)
+            masks = _to_dtype(cropped, masks.dtype).reshape(masks.shape)
+    # contrast c about the mean m, after adding b:  c (x + b - m - b) + m + b  =  c x + (1 - c) m + b;  then the colour matrix
+    offset = (1 - contrast) * pixels.mean((2, 3)) + 255 * brightness
+    pixels = torch.baddbmm((matrix @ offset[:, :, None]), matrix * contrast[:, :, None], pixels.flatten(2))
+    pixels = _to_dtype(pixels.clamp_(0, 255), images.dtype).reshape(flat.shape[0], 3, *flat.shape[1:3])
+    return torch.stack(pixels.unbind(1), dim=-1).reshape(images.shape), masks
+
+
+def center_crop(images: Tensor, area: float) -> Tensor:
+    """The central part of images (..., H, W, 3) that holds `area` of each, resized back: `vla_oft.images.center_crop` for a batch."""
+    if area == 1.0:
+        return images
+    flat = images.reshape(-1, *images.shape[-3:])
+    side = AugmentConfig(crop_area=area).crop_area ** 0.5
+    box = torch.tensor([[(1 - side) / 2, (1 - side) / 2, side]], device=images.device).expand(len(flat), 3)
+    cropped = crop_resize(flat.permute(0, 3, 1, 2).float(), box).permute(0, 2, 3, 1)
+    return _to_dtype(cropped, images.dtype).reshape(images.shape)
+
+
+def sample_boxes(count: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Random squares (count, 3): top, left, side, as shares of the image."""
+    side = config.crop_area**0.5
+    corner = torch.rand(count, 2, generator=generator) * (1 - side)
+    corner += (2 * torch.rand(count, 2, generator=generator) - 1) * config.shift
+    return torch.cat([corner, torch.full((count, 1), side)], dim=1)
+
+
+def sample_colours(count: int, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Random brightness (count, 1), contrast factor (count, 1), and the RGB matrix (count, 3, 3) of saturation and hue."""
+    uniform = 2 * torch.rand(4, count, 1, generator=generator) - 1
+    brightness, contrast = config.brightness * uniform[0], 1 + config.contrast * uniform[1]
+    saturation = (1 + config.saturation * uniform[2])[:, :, None]
+    angle = 2 * math.pi * config.hue * uniform[3, :, 0]
+    to_yiq = torch.tensor(_RGB_TO_YIQ)
+    rotation = torch.zeros(count, 3, 3)
+    rotation[:, 0, 0] = 1
+    rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
+    rotation[:, 1, 2], rotation[:, 2, 1] = -angle.sin(), angle.sin()
+    gray = torch.tensor(_LUMA).expand(3, 3)
+    saturate = saturation * torch.eye(3) + (1 - saturation) * gray
+    return brightness, contrast, torch.linalg.inv(to_yiq) @ rotation @ to_yiq @ saturate
+
+
+def crop_resize(pixels: Tensor, boxes: Tensor) -> Tensor:
+    """Cut boxes (N, 3) out of (N, C, H, W) and resize them back, bilinear, pixel centres at halves, edges repeated."""
+    count, _, height, width = pixels.shape
+    top, left, side = boxes.unbind(1)
+    grid = pixels.new_empty(count, height, width, 2)  # in [-1, 1] across the image; much faster than affine_grid on a CPU
+    for axis, (start, size) in enumerate(((left, width), (top, height))):
+        centres = (torch.arange(size, device=pixels.device) + 0.5) / size
+        line = 2 * (start[:, None] + side[:, None] * centres) - 1
+        grid[..., axis] = line[:, None, :] if axis == 0 else line[:, :, None]
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values if dtype.is_floating_point else values.round().to(dtype)
