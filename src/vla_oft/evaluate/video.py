@@ -1,0 +1,154 @@
+"""Recordings for people: the simulator's picture, what the policy saw, what it was told, and the verdict.
+
+    +---------------------------+
+    |                  [cam][cam]   insets: the cameras at the policy's last look
+    |     Simulator.frame       |
+    +---------------------------+
+    | touch the red block       |   the words that the policy was given
+    | 1.35 s          success   |
+    +---------------------------+
+
+`Mp4` needs PyAV (extra `data`); `Strip` needs Pillow alone and lays a few moments side by side in one PNG.
+"""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+WIDTH, HEIGHT, BAND, INSET = 480, 360, 64, 100
+BACKGROUND, INK, QUIET = (17, 20, 26), (238, 241, 245), (148, 158, 172)
+GOOD, BAD = (74, 202, 128), (255, 122, 110)
+HOLD_S = 1.0
+
+
+class Sink(Protocol):
+    """Where finished frames go."""
+
+    path: Path
+
+    def add(self, frame: np.ndarray) -> None:
+        """One more frame, uint8 (H, W, 3), all of one size."""
+        ...
+
+    def close(self) -> None:
+        """Finish the file."""
+        ...
+
+
+class Mp4:
+    """H.264 in yuv420p with the index in front, which every browser plays."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        import av
+
+        self.path, self.fps, self._av = path, fps, av
+        self._container: Any = None
+        self._stream: Any = None
+
+    def add(self, frame: np.ndarray) -> None:
+        """One more frame; height and width must be even. The first one creates the file."""
+        if self._container is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._container = self._av.open(str(self.path), "w", options={"movflags": "faststart"})
+            self._stream = self._container.add_stream("libx264", rate=Fraction(self.fps).limit_denominator(1000))
+            self._stream.height, self._stream.width = frame.shape[:2]
+            self._stream.pix_fmt = "yuv420p"
+            self._stream.options = {"crf": "25", "preset": "veryfast"}
+        picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        self._container.mux(self._stream.encode(picture))
+
+    def close(self) -> None:
+        """Flush the encoder and write the index."""
+        if self._container is not None:
+            self._container.mux(self._stream.encode())
+            self._container.close()
+            self._container = None
+
+
+class Strip:
+    """A PNG of up to `columns` moments, evenly spread, the first and the last among them."""
+
+    def __init__(self, path: Path, columns: int = 6) -> None:
+        self.path, self.columns = path, columns
+        self._frames: list[np.ndarray] = []
+
+    def add(self, frame: np.ndarray) -> None:
+        """One more frame."""
+        self._frames.append(frame)
+
+    def close(self) -> None:
+        """Write the PNG."""
+        if self._frames:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(strip(self._frames, self.columns)).save(self.path)
+
+
+def strip(frames: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """`columns` of `frames`, evenly spread over time, side by side: uint8 (H, columns * W, 3)."""
+    picks = np.unique(np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int))
+    return np.concatenate([frames[i] for i in picks], axis=1)
+
+
+class Recorder:
+    """Draws the frames of one episode and passes them to a sink."""
+
+    def __init__(self, sink: Sink, *, control_hz: float, inset: bool) -> None:
+        self.sink, self.control_hz, self.inset = sink, control_hz, inset
+        self._last: tuple[np.ndarray, str, Mapping[str, np.ndarray], float] | None = None
+
+    def add(self, picture: np.ndarray, instruction: str, cameras: Mapping[str, np.ndarray], time_s: float) -> None:
+        """One control step: `picture` uint8 (HEIGHT, WIDTH, 3), `cameras` as the policy last saw them."""
+        self._last = (picture, instruction, cameras if self.inset else {}, time_s)
+        self.sink.add(draw(*self._last))
+
+    def finish(self, verdict: str, good: bool) -> None:
+        """Hold the last moment with the verdict for `HOLD_S` seconds, then close the file."""
+        if self._last is not None:
+            still = draw(*self._last, verdict=verdict, good=good)
+            for _ in range(hold_frames(self.control_hz)):
+                self.sink.add(still)
+        self.sink.close()
+
+
+def hold_frames(control_hz: float) -> int:
+    """Number of frames at the end of a recording that show the verdict."""
+    return max(1, round(control_hz * HOLD_S))
+
+
+def draw(
+    picture: np.ndarray, instruction: str, cameras: Mapping[str, np.ndarray], time_s: float, *, verdict: str = "", good: bool = False
+) -> np.ndarray:
+    """One captioned frame, uint8 (HEIGHT + BAND, WIDTH, 3)."""
+    height, width = picture.shape[:2]
+    canvas = Image.new("RGB", (width, height + BAND), BACKGROUND)
+    canvas.paste(Image.fromarray(picture), (0, 0))
+    pen = ImageDraw.Draw(canvas)
+    right = width - 8
+    for image in reversed(list(cameras.values())):
+        inset = Image.fromarray(image).resize((INSET, INSET), Image.Resampling.BILINEAR)
+        canvas.paste(inset, (right - INSET, 8))
+        pen.rectangle((right - INSET - 1, 7, right, 8 + INSET), outline=INK)
+        right -= INSET + 6
+    words, font = _fitted(pen, instruction, width - 28)
+    pen.text((14, height + 11), words, font=font, fill=INK)
+    small = ImageFont.load_default(13)
+    pen.text((14, height + 39), f"{time_s:5.2f} s", font=small, fill=QUIET)
+    if verdict:
+        pen.text((width - 14 - pen.textlength(verdict, font=small), height + 39), verdict, font=small, fill=GOOD if good else BAD)
+    return np.asarray(canvas)
+
+
+def _fitted(pen: ImageDraw.ImageDraw, text: str, width: int) -> tuple[str, ImageFont.ImageFont | ImageFont.FreeTypeFont]:
+    """`text` and the largest font in which it fits; cut only when even the smallest is too large."""
+    font = ImageFont.load_default(18)
+    for size in range(18, 10, -1):
+        font = ImageFont.load_default(size)
+        if pen.textlength(text, font=font) <= width:
+            return text, font
+    while text and pen.textlength(text + "...", font=font) > width:
+        text = text[:-1]
+    return text + "...", font
