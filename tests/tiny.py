@@ -75,4 +75,5 @@ def tiny_batch(policy: Policy, instructions: list[str] = INSTRUCTIONS, seed: int
         actions=torch.rand(B, c.chunk_len, c.robot.action_dim, generator=generator) * 2 - 1,
         valid=torch.ones(B, c.chunk_len, dtype=torch.bool),
         grounding=torch.zeros(B, 2, 2, 2, 2, dtype=torch.uint8),
+        landmarks=torch.full((B, 2, 3), 0.3),
     )

@@ -80,11 +80,13 @@ class PolicyInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(PolicyInputs):
-    """Inputs and targets: actions float32 (B, K, D) normalised, valid bool (B, K), grounding uint8 (B, V, 2, side, side) or None."""
+    """Inputs and targets: actions float32 (B, K, D) normalised, valid bool (B, K), grounding uint8 (B, V, 2, side, side) or None,
+    landmarks float32 (B, 2, 3) metres or None."""
 
     actions: Tensor
     valid: Tensor
     grounding: Tensor | None = None
+    landmarks: Tensor | None = None
 
 
 class StateProjector(nn.Module):
@@ -138,9 +140,11 @@ class Policy(nn.Module):
         decoder = _Decoder(self, batch)
         loss, metrics = self.action_head.loss(decoder, batch.actions, batch.valid)
         if self.grounding_head is not None and batch.grounding is not None:
-            extra, extra_metrics = self.grounding_head.loss(decoder.patch_states(), batch.grounding)
-            loss = loss + self.grounding_head.config.weight * extra
-            metrics = {**metrics, **extra_metrics}
+            extra, extra_metrics = self.grounding_head.loss(decoder.patch_states, batch.grounding)
+            loss, metrics = loss + self.grounding_head.config.weight * extra, {**metrics, **extra_metrics}
+            if batch.landmarks is not None:
+                extra, extra_metrics = self.grounding_head.landmark_loss(decoder.first_hidden, batch.landmarks)
+                loss, metrics = loss + self.grounding_head.config.weight * extra, {**metrics, **extra_metrics}
         return loss, metrics
 
     def predict(self, inputs: PolicyInputs, generator: torch.Generator | None = None) -> Tensor:
@@ -262,7 +266,7 @@ class _Decoder:
         if policy.state_projector is not None:
             assert inputs.state is not None, "a policy with use_state got no state"
             self.prefix.append(policy.state_projector(inputs.state.to(self.prompt.dtype))[:, None])
-        self._penultimate: Tensor | None = None
+        self.patch_states = self.first_hidden = patches  # of the latest call: see __call__
 
     def _mean_language(self) -> Tensor:
         """(B, W): mean embedding of BOS, prompt and stop token, without padding. FiLM's input."""
@@ -279,9 +283,11 @@ class _Decoder:
         embeds = torch.cat([*prefix, self.prompt, slots, self.stop], dim=1)
         num_fixed, num_slots = sum(p.shape[1] for p in prefix), slots.shape[1]
         rows = slice(embeds.shape[1] - num_slots - 2, embeds.shape[1] - 2)
-        hidden, self._penultimate = self.vlm.language_model(
+        hidden, penultimate = self.vlm.language_model(
             embeds, self._positions(num_fixed, embeds.shape[1]), key_mask=self._key_mask(num_fixed, embeds.shape[1]), causal=False, rows=rows
         )
+        self.patch_states = penultimate[:, 1 : 1 + self.num_patches]  # (B, V * P, W) where they enter the last layer
+        self.first_hidden = hidden[:, 0]  # (B, W)
         return hidden
 
     def _positions(self, num_fixed: int, length: int) -> Tensor:
@@ -295,8 +301,3 @@ class _Decoder:
     def _key_mask(self, num_fixed: int, length: int) -> Tensor | None:
         mask = self.inputs.prompt_mask
         return None if mask is None else F.pad(mask, (num_fixed, length - num_fixed - mask.shape[1]), value=True)
-
-    def patch_states(self) -> Tensor:
-        """Hidden states (B, V * P, W) of the patch tokens where they enter the last layer, after a call."""
-        assert self._penultimate is not None, "decode first"
-        return self._penultimate[:, 1 : 1 + self.num_patches]

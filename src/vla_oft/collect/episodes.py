@@ -128,7 +128,7 @@ def record_episode(config: CollectConfig, suite: str, simulator: Simulator, make
     act = make_expert(suite, simulator)
     spec = simulator.spec
     disturb = Disturbance(config.noise, spec, np.random.default_rng([seed, crc32(suite.encode())]))
-    observations, actions, masks = [], [], []
+    observations, actions, answers = [], [], []
     calm_steps = 0
     for _ in range(simulator.max_steps + config.settle_steps):
         succeeded = simulator.outcome().success
@@ -137,7 +137,7 @@ def record_episode(config: CollectConfig, suite: str, simulator: Simulator, make
         calm_steps += succeeded
         observations.append(simulator.observe())
         if config.grounding_patches is not None:
-            masks.append(grounding(simulator, config.grounding_patches))
+            answers.append(grounding(simulator, config.grounding_patches))
         action = np.asarray(act(), np.float32)
         actions.append(action)
         simulator.step(action if succeeded else disturb(action))
@@ -148,15 +148,24 @@ def record_episode(config: CollectConfig, suite: str, simulator: Simulator, make
         states=np.stack([o.state for o in observations]) if spec.state_dim else None,  # type: ignore[misc]
         actions=np.stack(actions),
         instructions=simulator.instruction,
-        extras={"grounding": np.stack(masks)} if masks else {},
+        extras=stack_answers(answers),
         info={"suite": suite, "seed": seed},
     )
 
 
-def grounding(simulator: Simulator, patches: int) -> np.ndarray:
-    """uint8 (V, 2, P, P): for each camera, which patches show the named object and its destination."""
+def grounding(simulator: Simulator, patches: int) -> dict[str, np.ndarray]:
+    """What the named object and its destination look like and where they are.
+
+    grounding: uint8 (V, 2, P, P), the patches of each camera that show them; landmarks: float32 (2, 3), their positions in metres.
+    """
     masks = simulator.patch_masks(patches)  # type: ignore[attr-defined]
-    return np.stack([masks[camera] for camera in simulator.spec.cameras]).astype(np.uint8)
+    shown = np.stack([masks[camera] for camera in simulator.spec.cameras]).astype(np.uint8)
+    return {"grounding": shown, "landmarks": simulator.landmarks()}  # type: ignore[attr-defined]
+
+
+def stack_answers(answers: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """One array per name from one dict per step."""
+    return {name: np.stack([answer[name] for answer in answers]) for name in (answers[0] if answers else {})}
 
 
 class Disturbance:

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from vla_oft.atomic import require_empty
-from vla_oft.collect.episodes import grounding
+from vla_oft.collect.episodes import grounding, stack_answers
 from vla_oft.collect.workers import Collected, MakeSimulator, in_order, make_simulator, simulator_of
 from vla_oft.data.lerobot_writer import Block, Episode, LeRobotWriter, encode
 from vla_oft.data.progress import progress
@@ -91,7 +91,7 @@ def _scene(config: SceneConfig, simulator: SceneSimulator, families: list[str], 
     simulator.reset(config.seed + scene)
     simulator.randomize_pose(rng)
     observation = simulator.observe()
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     for family, target, other in _combinations(rng, families, len(simulator.objects), config.instructions):
         simulator.set_instruction(family, target, other)
         if simulator.instruction not in found:
@@ -102,7 +102,7 @@ def _scene(config: SceneConfig, simulator: SceneSimulator, families: list[str], 
         states=None if observation.state is None else np.repeat(observation.state[None], count, axis=0),
         actions=np.zeros((count, simulator.spec.action_dim), np.float32),
         instructions=list(found),
-        extras={"grounding": np.stack(list(found.values()))},
+        extras=stack_answers(list(found.values())),
         info={"suite": config.suite[0].partition("/")[0], "seed": config.seed + scene},
     )
 

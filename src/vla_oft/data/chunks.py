@@ -30,6 +30,7 @@ class Samples:
 
     images: uint8 (B, V, size, size, 3), cameras in the robot's order. state: float32 (B, S) normalised, or None.
     actions: float32 (B, K, D) normalised; valid: bool (B, K). instructions: B strings. grounding: uint8 (B, V, 2, P, P) or None.
+    landmarks: float32 (B, 2, 3) or None: where the named object and its destination are, metres; NaN where there is none.
     indices: int64 (B,) of the samples in their dataset. seed: for augmentation; the same batch always has the same seed.
     """
 
@@ -39,6 +40,7 @@ class Samples:
     valid: np.ndarray
     instructions: tuple[str, ...]
     grounding: np.ndarray | None
+    landmarks: np.ndarray | None
     indices: np.ndarray
     seed: int = 0
 
@@ -57,7 +59,7 @@ class ChunkDataset:
 
     statistics: of each source, or one for all; chunk_len: K, by default the robot's; image_size: of the (square) images.
     cache: "ram" or "disk" (in `cache_dir`, by default `.cache` beside each dataset) decodes and resizes everything once, now; "none"
-    decodes what is asked for. grounding: also return the sources' extra of that name.
+    decodes what is asked for. grounding, landmarks: also return the sources' extras of those names.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class ChunkDataset:
         cache_dir: str | Path | None = None,
         resize: Resize = default_resize,
         grounding: str | None = None,
+        landmarks: str | None = None,
         parity: bool = False,
     ) -> None:
         if not sources:
@@ -81,7 +84,9 @@ class ChunkDataset:
             raise ValueError(f"{len(per_source)} statistics for {len(sources)} datasets: give one for each, or one for all")
         self.sources, self.spec, self.image_size, self.resize, self.grounding = tuple(sources), spec, image_size, resize, grounding
         self.chunk_len = spec.chunk_len if chunk_len is None else chunk_len
-        self._parts = [_Part(s, spec, st.check(spec), self.chunk_len, grounding, parity) for s, st in zip(sources, per_source, strict=True)]
+        self._parts = [
+            _Part(s, spec, st.check(spec), self.chunk_len, grounding, landmarks, parity) for s, st in zip(sources, per_source, strict=True)
+        ]
         self._ends = np.cumsum([len(part.starts) for part in self._parts])
         if not self._ends[-1]:
             raise ValueError(f"no episode has chunk_len={self.chunk_len} steps: use a shorter chunk, or parity=False")
@@ -124,6 +129,7 @@ class ChunkDataset:
             valid=valid & part.has_actions,
             instructions=tuple(part.source.tasks[task] for task in part.tasks[rows]),
             grounding=None if part.grounding is None else part.grounding[rows],
+            landmarks=None if part.landmarks is None else part.landmarks[rows],
             indices=wanted,
             seed=seed,
         )
@@ -148,10 +154,18 @@ class _Part:
     """The low-dimensional data of one source, by frame, normalised once."""
 
     def __init__(
-        self, source: Source, spec: RobotSpec, statistics: DatasetStatistics, chunk_len: int, grounding: str | None, parity: bool
+        self,
+        source: Source,
+        spec: RobotSpec,
+        statistics: DatasetStatistics,
+        chunk_len: int,
+        grounding: str | None,
+        landmarks: str | None,
+        parity: bool,
     ) -> None:
-        if grounding is not None and grounding not in source.extras:
-            raise ValueError(f"dataset {source.path} has no '{grounding}'; it has {sorted(source.extras) or 'no extras'}")
+        missing = sorted({grounding, landmarks} - {None, *source.extras})
+        if missing:
+            raise ValueError(f"dataset {source.path} has no {missing}; it has {sorted(source.extras) or 'no extras'}")
         train = "train" if parity else None
         action = Normalizer(statistics.action, np.asarray(spec.normalize_mask), spec.normalization, train)
         episodes = range(len(source))
@@ -163,7 +177,9 @@ class _Part:
             state = Normalizer(statistics.state, None, spec.normalization, train)
             self.states = state.normalize(np.concatenate([source.states(e) for e in episodes]))
         self.tasks = np.concatenate([source.task_indices(e) for e in episodes])
-        self.grounding = None if grounding is None else np.concatenate([source.extra(grounding, e) for e in episodes])
+        self.grounding, self.landmarks = (
+            None if name is None else np.concatenate([source.extra(name, e) for e in episodes]) for name in (grounding, landmarks)
+        )
         self.episodes = np.repeat(np.arange(len(source)), source.lengths)
         self.ends = np.repeat(np.cumsum(source.lengths), source.lengths)
         rows = np.arange(len(self.actions))
@@ -178,5 +194,5 @@ def _interleave(groups: list[Samples], order: np.ndarray, indices: np.ndarray, s
         return None if values[0] is None else np.concatenate(values)[order]
 
     flat = [text for group in groups for text in group.instructions]
-    arrays = {name: join(name) for name in ("images", "state", "actions", "valid", "grounding")}
+    arrays = {name: join(name) for name in ("images", "state", "actions", "valid", "grounding", "landmarks")}
     return Samples(**arrays, instructions=tuple(flat[i] for i in order), indices=indices, seed=seed)  # type: ignore[arg-type]

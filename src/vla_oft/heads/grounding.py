@@ -2,7 +2,8 @@
 
 Not an action head. A linear read-out of the patch tokens where they enter the decoder's last layer, trained with masks that a simulator
 renders for free. Measured on a 3 M-parameter model: regression of coordinates alone stays at chance after 7 minutes on 2 cores, the dense
-question is answered after one. Unused at inference, and silent when a batch has no masks.
+question is answered after one. A second read-out, from the row that predicts the first action, says where the object and its destination
+are. Unused at inference, and silent when a batch has no masks.
 """
 
 from dataclasses import dataclass
@@ -16,10 +17,15 @@ from vla_oft.heads.base import Metrics
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """weight: factor of this loss in the total. positive_weight: weight of the few patches that show the object."""
+    """weight: factor of this loss in the total. positive_weight: weight of the few patches that show the object.
+
+    landmark_weight: factor of the L1 distance (in units of `landmark_scale_m` metres) to the two positions.
+    """
 
     weight: float = 0.1
     positive_weight: float = 4.0
+    landmark_weight: float = 1.0
+    landmark_scale_m: float = 0.2
 
 
 class Head(nn.Module):
@@ -30,6 +36,7 @@ class Head(nn.Module):
         self.config = config
         self.norm = nn.LayerNorm(width)
         self.read = nn.Linear(width, 2)
+        self.locate = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 6))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patch hidden states (B, V * P, W) -> logits (B, V * P, 2)."""
@@ -47,3 +54,12 @@ class Head(nn.Module):
         in_view = shown.any(-1).float()
         hit = (shown.gather(1, best)[:, 0] * in_view).sum() / in_view.sum().clamp(min=1)
         return loss, {"grounding_loss": loss.detach(), "grounding_hit": hit}
+
+    def landmark_loss(self, hidden: Tensor, landmarks: Tensor) -> tuple[Tensor, Metrics]:
+        """hidden (B, W) of the row that predicts the first action; landmarks (B, 2, 3) in metres, NaN where there is none."""
+        c = self.config
+        predicted = self.locate(hidden).float().view(-1, 2, 3)
+        known = torch.isfinite(landmarks)
+        error = (predicted - torch.nan_to_num(landmarks) / c.landmark_scale_m).abs() * known
+        object_error_m = error[:, 0].detach().sum() / known[:, 0].sum().clamp(min=1) * c.landmark_scale_m
+        return c.landmark_weight * error.sum() / known.sum().clamp(min=1), {"landmark_error_m": object_error_m}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from vla_oft.data import augment
+from vla_oft.data.augment import AugmentConfig
 from vla_oft.heads import grounding, l1
 from vla_oft.train.schedule import Cosine, MultiStep
 from vla_oft.vlm import tokens
@@ -67,7 +67,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
     precision: Literal["fp32", "bf16"] = "bf16"
-    augment: augment.Config | None = None
+    augment: AugmentConfig | None = None
     ema_decay: float | None = None
     frame_cache: Literal["none", "ram", "disk"] = "none"
     num_workers: int = 0

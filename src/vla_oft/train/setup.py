@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vla_oft import preprocess, robots
-from vla_oft.data import augment
+from vla_oft.data.augment import AugmentConfig, augment
 from vla_oft.data.base import Source, check_source, open_source, source_statistics
 from vla_oft.data.chunks import ChunkDataset, Samples
 from vla_oft.policy import Batch, Policy, PolicyConfig
@@ -17,7 +17,8 @@ from vla_oft.train.config import Fresh, Pretrained, TrainConfig
 from vla_oft.vlm import sizes, tokens
 
 GROUNDING = "grounding"
-"""Name of the per-frame array with the masks that dense grounding is trained on."""
+LANDMARKS = "landmarks"
+"""Names of the per-frame arrays that dense grounding is trained on."""
 
 
 def open_datasets(config: TrainConfig) -> list[Source]:
@@ -102,7 +103,7 @@ def _new_statistics(config: TrainConfig, sources: list[Source]) -> DatasetStatis
 
 def build_dataset(config: TrainConfig, policy: Policy, sources: list[Source]) -> ChunkDataset:
     """The datasets as training samples for this policy."""
-    wants_masks = policy.config.grounding is not None and all(GROUNDING in s.extras for s in sources)
+    wants_masks = policy.config.grounding is not None and all({GROUNDING, LANDMARKS} <= s.extras.keys() for s in sources)
     return ChunkDataset(
         sources,
         policy.config.robot,
@@ -111,19 +112,21 @@ def build_dataset(config: TrainConfig, policy: Policy, sources: list[Source]) ->
         chunk_len=policy.config.chunk_len,
         cache=config.frame_cache,
         grounding=GROUNDING if wants_masks else None,
+        landmarks=LANDMARKS if wants_masks else None,
     )
 
 
 class Collate:
     """Samples to a `Batch` on the CPU: prompts encoded, images augmented and normalised."""
 
-    def __init__(self, policy: Policy, augmentation: augment.Config | None) -> None:
+    def __init__(self, policy: Policy, augmentation: AugmentConfig | None) -> None:
         self.preprocess, self.encode, self.augmentation = policy.config.preprocess, policy.encode_prompts, augmentation
 
     def __call__(self, samples: Samples) -> Batch:
         images = torch.from_numpy(np.ascontiguousarray(samples.images))
+        masks = None if samples.grounding is None else torch.from_numpy(samples.grounding)
         if self.augmentation is not None:
-            images = augment.augment(images, self.augmentation, torch.Generator().manual_seed(samples.seed))
+            images, masks = augment(images, self.augmentation, torch.Generator().manual_seed(samples.seed), masks)
         ids, mask = self.encode(list(samples.instructions))
         return Batch(
             pixels=preprocess.to_pixels(self.preprocess, images),
@@ -132,7 +135,8 @@ class Collate:
             state=None if samples.state is None else torch.from_numpy(samples.state),
             actions=torch.from_numpy(samples.actions),
             valid=torch.from_numpy(samples.valid),
-            grounding=None if samples.grounding is None else torch.from_numpy(samples.grounding),
+            grounding=masks,
+            landmarks=None if samples.landmarks is None else torch.from_numpy(samples.landmarks),
         )
 
 

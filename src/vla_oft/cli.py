@@ -1,0 +1,210 @@
+"""The command line. Each command imports what it needs when it runs, so that `vla-oft --help` answers at once."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg
+
+
+def quickstart(*, out: Path = Path("quickstart"), task: str = "pick_place", trials: int = 100, seed: int = 7) -> None:
+    """Demonstrations -> OFT fine-tuning -> closed-loop evaluation -> report.html, on a CPU in under ten minutes.
+
+    Args:
+        out: folder for everything; must be empty or absent.
+        task: task family of the tabletop simulator.
+        trials: evaluation episodes per condition.
+        seed: which block of evaluation scenes.
+    """
+    from vla_oft.quickstart import QuickstartConfig, run
+
+    run(QuickstartConfig(out=out, task=task, trials=trials, seed=seed))
+
+
+def train(
+    recipe: Positional[str],
+    *,
+    out: Path | None = None,
+    steps: int | None = None,
+    save_every: int | None = None,
+    log_every: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = (),
+) -> None:
+    """Train a policy by a named recipe; see `vla-oft show RECIPE`.
+
+    Args:
+        recipe: name of a recipe.
+        out: run folder; runs/RECIPE by default. Must be empty or absent, unless --resume.
+        steps: optimizer steps in total (phases keep their shares).
+        save_every: steps between checkpoints.
+        log_every: steps between rows of metrics.jsonl.
+        batch_size: samples per step.
+        lr: peak learning rate.
+        seed: of initialisation, order and augmentation.
+        resume: continue the run in --out where its last checkpoint left off.
+        device: "cpu" or "cuda"; the GPU if there is one.
+        set: any other field of the recipe, for example model.path=runs/base.
+    """
+    import torch
+
+    from vla_oft.recipes import base
+    from vla_oft.train.loop import train as run
+
+    chosen = base.load(recipe)
+    direct = {"save_every": save_every, "log_every": log_every, "batch_size": batch_size, "lr": lr, "seed": seed}
+    config = base.override(chosen.train, {**{k: v for k, v in direct.items() if v is not None}, **base.parse_changes(list(set))})
+    if steps is not None:
+        config = base.with_total_steps(config, steps)
+    base.generate(chosen)
+    folder = run(config, out or Path("runs") / recipe, resume=resume, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    print(f"checkpoint: {folder}")
+
+
+def show(recipe: Positional[str]) -> None:
+    """Print everything a recipe will do, as JSON.
+
+    Args:
+        recipe: name of a recipe.
+    """
+    from vla_oft.config import to_dict
+    from vla_oft.recipes import base
+
+    print(json.dumps(to_dict(base.load(recipe)), indent=2, default=str))
+
+
+def evaluate(
+    checkpoint: Positional[str],
+    *,
+    suite: str,
+    trials: int = 50,
+    seed: int = 7,
+    num_envs: int = 8,
+    execute_steps: int | None = None,
+    controls: tuple[str, ...] = ("swapped",),
+    record: int = 3,
+    out: Path | None = None,
+    json: bool = False,
+    device: str | None = None,
+) -> None:
+    """Closed-loop evaluation of a checkpoint in simulation.
+
+    Args:
+        checkpoint: a checkpoint or run folder.
+        suite: tasks, for example tabletop/touch, tabletop, or tabletop/touch,tabletop/push.
+        trials: episodes for each task and condition.
+        seed: which block of scenes; the same seed gives the same scenes.
+        num_envs: simulators side by side, and the largest batch.
+        execute_steps: actions executed of each chunk before the next query; the whole chunk by default.
+        controls: further conditions on the same scenes: swapped (another object is named), blind (none is), expert.
+        record: film the first N trials of each task and condition.
+        out: folder for results.jsonl, summary.json and videos; eval/SUITE beside the checkpoint by default.
+        json: print one JSON object on stdout and nothing else.
+        device: "cpu" or "cuda"; the GPU if there is one.
+    """
+    from vla_oft.evaluate.command import EvalRequest, run
+
+    request = EvalRequest(
+        checkpoint=checkpoint, suite=suite, trials=trials, seed=seed, num_envs=num_envs, execute_steps=execute_steps,
+        controls=controls, record=record, out=out, device=device,
+    )
+    results = run(request, quiet=json)
+    if json:
+        _print_json(results.to_json())
+
+
+def data_collect(
+    suite: Positional[str],
+    *,
+    out: Path,
+    episodes: int = 50,
+    seed: int = 0,
+    noise: float = 0.0,
+    camera_size: int = 128,
+    grounding_patches: int | None = None,
+    workers: int | None = None,
+) -> None:
+    """Record demonstrations of the scripted expert as a LeRobot v3.0 dataset.
+
+    Args:
+        suite: tasks, for example tabletop/touch; several share the episodes.
+        out: dataset folder; must be empty or absent.
+        episodes: successful episodes to record.
+        seed: of the first scene.
+        noise: DART noise on the executed action (standard deviation, action units); labels stay the expert's.
+        camera_size: pixels of the square camera images.
+        grounding_patches: also store which of N x N patches show the named object.
+        workers: processes; all cores by default.
+    """
+    from vla_oft.collect import CollectConfig, collect
+
+    chosen: dict[str, Any] = {} if workers is None else {"workers": workers}
+    collect(
+        CollectConfig(
+            suite=suite, out=out, episodes=episodes, seed=seed, noise=noise, camera_size=camera_size, grounding_patches=grounding_patches, **chosen
+        )
+    )
+
+
+def ckpt_show(checkpoint: Positional[str], *, json: bool = False) -> None:
+    """Print what a checkpoint is: model, robot, statistics, sizes.
+
+    Args:
+        checkpoint: a checkpoint or run folder.
+        json: print one JSON object on stdout and nothing else.
+    """
+    from vla_oft.describe import describe, lines
+
+    document = describe(Path(checkpoint))
+    if json:
+        _print_json(document)
+    else:
+        print("\n".join(lines(document)))
+
+
+def data() -> None:
+    """Demonstrations: collect."""
+
+
+def ckpt() -> None:
+    """Checkpoints: show."""
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"quickstart": quickstart, "train": train, "show": show, "eval": evaluate, "data": data, "ckpt": ckpt}
+GROUPS: dict[str, dict[str, Callable[..., None]]] = {"data": {"collect": data_collect}, "ckpt": {"show": ckpt_show}}
+
+
+def main() -> None:
+    """Entry point. Exit code 0 on success, 2 for bad usage or bad input, 1 for anything else."""
+    arguments = sys.argv[1:]
+    group = arguments[0] if arguments and arguments[0] in GROUPS else None
+    commands = GROUPS[group] if group else COMMANDS
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog=f"vla-oft {group}" if group else "vla-oft",
+            description=commands_help(group),
+            args=arguments[1:] if group else arguments,
+        )
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def commands_help(group: str | None) -> str:
+    """The line above a help page."""
+    return (COMMANDS[group].__doc__ or "") if group else "Optimized Fine-Tuning of vision-language-action models."
+
+
+def _print_json(document: Any) -> None:
+    sys.stdout.write(json.dumps(document, default=str) + "\n")
