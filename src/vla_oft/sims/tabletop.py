@@ -85,9 +85,9 @@ class TabletopEnv:
         finger_goal = viperx.FINGER_CLOSED_M if action[6] > 0 else viperx.FINGER_OPEN_M
         control = self._data.ctrl
         begin, end = viperx.inverse_kinematics(start), viperx.inverse_kinematics(self._goal)
+        lead = (end - begin) / SPEC.period_s * viperx.VELOCITY_LEAD_S
         for substep in range(_SUBSTEPS):
-            # The servos get a ramp that ends before the period does, so that the hand has almost arrived at the next observation.
-            control[:6] = begin + (end - begin) * min(1.0, (substep + 1) / (0.7 * _SUBSTEPS))
+            control[:6] = begin + (end - begin) * ((substep + 1) / _SUBSTEPS) + lead
             self._finger += np.clip(finger_goal - self._finger, -_FINGER_STEP_M, _FINGER_STEP_M)
             control[6:8] = self._finger, -self._finger
             self._mujoco.mj_step(self._model, self._data)
@@ -153,6 +153,11 @@ class TabletopEnv:
         self.instruction = chosen.instruction.format(target=colours[self.target], other=colours[self.other])
         self.max_steps = chosen.max_steps
         self._begin()
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """The blocks of the scene, in the order of the indices of `set_instruction`."""
+        return self.layout.colours
 
     def patch_masks(self, patches_per_side: int) -> dict[str, np.ndarray]:
         """Which image patches show what the instruction names: camera -> uint8 (2, P, P); channel 0 the object, channel 1 its destination."""

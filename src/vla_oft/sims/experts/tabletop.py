@@ -82,10 +82,9 @@ def _push(tcp: np.ndarray, finger: float, moment: Moment, family: str) -> tuple[
 
 def _lift(tcp: np.ndarray, finger: float, moment: Moment, family: str) -> tuple[np.ndarray, bool]:
     block = moment.blocks[moment.target]
-    if not _is_between(tcp, block):
-        return _approach(tcp, block)
-    if finger > CLOSED_ON_BLOCK_M:
-        return np.zeros(3), True
+    grasp = _grasp(tcp, finger, moment)
+    if grasp is not None:
+        return grasp
     return _towards(tcp, np.array([tcp[0], tcp[1], 0.13])), True
 
 
@@ -100,20 +99,19 @@ def _place(tcp: np.ndarray, finger: float, moment: Moment, family: str) -> tuple
     if distance < tolerance and block[2] - place[2] < 0.008:
         risen = tcp[2] - block[2] > 0.07
         return np.array([0, 0, 0.4 if finger > OPENED_M and not risen else 0.0]), False
-    if not _is_between(tcp, block):
-        return _approach(tcp, block)
-    if finger > CLOSED_ON_BLOCK_M:
-        return np.zeros(3), True
+    grasp = _grasp(tcp, finger, moment)
+    if grasp is not None:
+        return grasp
     return _funnel(block, place, hover=CARRY_M, radius=0.7 * tolerance), True
 
 
-def _approach(tcp: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Come down over the block with an open hand."""
-    grasp = np.array([block[0], block[1], block[2] - BLOCK_HALF_M + GRASP_HEIGHT_M])
-    return _funnel(tcp, grasp, hover=HOVER_M, radius=0.008), False
-
-
-def _is_between(tcp: np.ndarray, block: np.ndarray) -> bool:
-    """Whether the block is where the fingers can hold it."""
-    offset = np.abs(tcp - block - (0, 0, GRASP_HEIGHT_M - BLOCK_HALF_M))
-    return bool(offset[0] < 0.012 and offset[1] < 0.014 and offset[2] < 0.010)
+def _grasp(tcp: np.ndarray, finger: float, moment: Moment) -> tuple[np.ndarray, bool] | None:
+    """Come down over the block with an open hand and close it; None once the block is held."""
+    block = moment.blocks[moment.target]
+    if moment.touched[moment.target] and finger < CLOSED_ON_BLOCK_M:
+        return None
+    place = np.array([block[0], block[1], block[2] - BLOCK_HALF_M + GRASP_HEIGHT_M])
+    offset = np.abs(tcp - place)
+    if offset[0] < 0.014 and offset[1] < 0.016 and offset[2] < 0.016:  # between the fingers
+        return 0.5 * _towards(tcp, place), True
+    return _funnel(tcp, place, hover=HOVER_M, radius=0.008), False
