@@ -65,5 +65,14 @@ class Simulator(Protocol):
 
 
 def simulators() -> list[str]:
-    """Names of the simulators in this folder that run tasks."""
-    return sorted(m.name for m in pkgutil.iter_modules([str(p) for p in importlib.import_module("vla_oft.sims").__path__]) if m.name not in ("base", "experts"))
+    """Names of the simulators in this folder that run tasks: the modules with `FAMILIES` and `make`, whether or not they can run here."""
+    folder = [str(p) for p in importlib.import_module("vla_oft.sims").__path__]
+    return sorted(m.name for m in pkgutil.iter_modules(folder) if not m.ispkg and _runs_tasks(m.name))
+
+
+def _runs_tasks(name: str) -> bool:
+    try:
+        module = importlib.import_module(f"vla_oft.sims.{name}")
+    except ImportError:  # its own dependencies are missing: whoever asks for it learns which
+        return True
+    return hasattr(module, "FAMILIES") and hasattr(module, "make")

@@ -130,10 +130,12 @@ class TabletopEnv:
 
     def moment(self) -> tabletop_tasks.Moment:
         """The blocks and what happens to them, as the judge sees them."""
+        contacts = self._pad_contacts()
         return tabletop_tasks.Moment(
             blocks=self._data.xpos[self._blocks].copy(),
             start=self._start,
-            touched=self._touched(),
+            touched=contacts.any(axis=1),
+            gripped=contacts.all(axis=1),
             still=np.abs(self._data.qvel[self._block_velocities]).max(axis=1) < 0.10,
             raised=self._raised,
             plate=self.layout.plate_m,
@@ -251,12 +253,15 @@ class TabletopEnv:
         self._chosen: int | None = None
         self._success = False
 
-    def _touched(self) -> np.ndarray:
+    def _pad_contacts(self) -> np.ndarray:
+        """(3 blocks, 2 pads) bool."""
         contact = self._data.contact
-        touching = contact.dist[:, None] < 0.0005
-        pairs = np.stack([contact.geom1, contact.geom2])  # (2, contacts)
-        by_pad = np.isin(pairs, self._pads).any(axis=0) & touching[:, 0]
-        return np.array([bool(((pairs == geom).any(axis=0) & by_pad).any()) for geom in self._block_geoms])
+        touching = contact.geom[contact.dist < 0.0005]  # (contacts, 2)
+        found = np.zeros((NUM_BLOCKS, 2), bool)
+        for side, pad in enumerate(self._pads):
+            partners = touching[(touching == pad).any(axis=1)]
+            found[:, side] = np.isin(self._block_geoms, partners)
+        return found
 
     def _judge(self) -> None:
         self._raised |= self._data.xpos[self._blocks, 2] > BLOCK_HALF_M + 0.03

@@ -63,7 +63,7 @@ _XML = """
       <geom name="plate_glaze" type="cylinder" size="{glaze_radius} {plate_half}" pos="0 0 {glaze_z}" material="glaze" contype="0" conaffinity="0"/>
     </body>
     {blocks}
-    <camera name="front" pos="0.90 0 0.52" xyaxes="0 1 0 -0.68 0 0.733" fovy="38"/>
+    <camera name="front" pos="0.90 0 0.52" xyaxes="0 1 0 -0.69 0 0.724" fovy="32"/>
     <camera name="people" pos="0.98 0.50 0.56" xyaxes="-0.60 0.80 0 -0.44 -0.33 0.835" fovy="36"/>
   </worldbody>
   <actuator/>
@@ -74,7 +74,7 @@ _BLOCK = """
       <freejoint name="block_{i}"/>
       <geom name="block_{i}" type="box" size="{half} {half} {half}" material="block" mass="0.04" conaffinity="3" condim="4" friction="1 0.02 0.001"/>
     </body>"""
-_WRIST_CAMERA = {"name": "wrist", "pos": "0.005 0 0.125", "xyaxes": "0 -1 0 0.70 0 0.714", "fovy": "62"}
+_WRIST_CAMERA = {"name": "wrist", "pos": "0.0 0 0.11", "xyaxes": "0 -1 0 0.50 0 0.866", "fovy": "70"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ class Moment:
     """What the judge sees after every control step. Three blocks; metres.
 
     blocks: (3, 3) centres now.  start: (3, 3) centres at the start of the episode.
-    touched: (3,) a finger touches the block now.  still: (3,) the block hardly moves.
+    touched: (3,) a finger touches the block now.  gripped: (3,) both do.  still: (3,) the block hardly moves.
     raised: (3,) the block has been off the table at some time.
     plate: (2,) centre of the plate.
     target, other: index of the object to act on, and of the block to stack it on.
@@ -26,6 +26,7 @@ class Moment:
     blocks: np.ndarray
     start: np.ndarray
     touched: np.ndarray
+    gripped: np.ndarray
     still: np.ndarray
     raised: np.ndarray
     plate: np.ndarray

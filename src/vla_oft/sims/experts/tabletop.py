@@ -20,13 +20,13 @@ from vla_oft.sims.tabletop_scene import BLOCK_HALF_M, PLATE_TOP_M
 from vla_oft.sims.tabletop_tasks import FAMILIES, Moment
 
 GAIN = 0.8  # of the remaining way, in one step
-SPEED = 0.4  # largest horizontal action
-VERTICAL_SPEED = 0.5
+SPEED = 0.3  # largest horizontal action
+VERTICAL_SPEED = 0.35
 SLOPE = 3.0
 GRASP_HEIGHT_M = 0.030  # of the TCP over the table: 8-10 mm above the middle of a block
 HOVER_M = 0.075  # above a block that is about to be grasped
 CARRY_M = 0.065  # clearance under a block that is carried
-CLOSED_ON_BLOCK_M = 0.0455  # finger joints below this hold a block that is between them
+CLOSING_M = 0.060  # finger joints below this have begun to close
 OPENED_M = 0.052  # finger joints above this have let go
 
 
@@ -94,11 +94,12 @@ def _place(tcp: np.ndarray, finger: float, moment: Moment, family: str) -> tuple
     if FAMILIES[family].destination == "plate":
         place, tolerance = np.array([*moment.plate, PLATE_TOP_M + BLOCK_HALF_M]), 0.022
     else:
-        place, tolerance = moment.blocks[moment.other] + (0, 0, 2 * BLOCK_HALF_M), 0.011
+        place, tolerance = moment.blocks[moment.other] + (0, 0, 2 * BLOCK_HALF_M), 0.010
     distance = float(np.hypot(*(place - block)[:2]))
-    if distance < tolerance and block[2] - place[2] < 0.008:
-        risen = tcp[2] - block[2] > 0.07
-        return np.array([0, 0, 0.4 if finger > OPENED_M and not risen else 0.0]), False
+    if distance < (tolerance if moment.touched[moment.target] else 2 * tolerance) and abs(block[2] - place[2]) < 0.008:
+        if finger < OPENED_M:
+            return np.zeros(3), False
+        return _towards(tcp, np.array([block[0], block[1], min(tcp[2] + 0.03, block[2] + 0.08)])), False
     grasp = _grasp(tcp, finger, moment)
     if grasp is not None:
         return grasp
@@ -108,10 +109,11 @@ def _place(tcp: np.ndarray, finger: float, moment: Moment, family: str) -> tuple
 def _grasp(tcp: np.ndarray, finger: float, moment: Moment) -> tuple[np.ndarray, bool] | None:
     """Come down over the block with an open hand and close it; None once the block is held."""
     block = moment.blocks[moment.target]
-    if moment.touched[moment.target] and finger < CLOSED_ON_BLOCK_M:
+    if moment.gripped[moment.target]:
         return None
     place = np.array([block[0], block[1], block[2] - BLOCK_HALF_M + GRASP_HEIGHT_M])
     offset = np.abs(tcp - place)
-    if offset[0] < 0.014 and offset[1] < 0.016 and offset[2] < 0.016:  # between the fingers
-        return 0.5 * _towards(tcp, place), True
+    sideways = 0.022 if finger < CLOSING_M else 0.012  # a hand that is closing is not called off by a small push
+    if offset[0] < sideways and offset[1] < 0.016 and offset[2] < 0.016:
+        return _towards(tcp, place), True
     return _funnel(tcp, place, hover=HOVER_M, radius=0.008), False
