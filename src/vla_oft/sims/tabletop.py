@@ -83,6 +83,8 @@ class TabletopEnv:
         lead = np.clip(self._goal + POSITION_STEP_M * np.clip(action[:3], -1, 1) - self.tcp(), -_LEAD_M, _LEAD_M)
         start, self._goal = self._goal, np.clip(self.tcp() + lead, *WORKSPACE_M)
         finger_goal = viperx.FINGER_CLOSED_M if action[6] > 0 else viperx.FINGER_OPEN_M
+        if action[6] <= 0:
+            self._finger = max(self._finger, self.finger())  # open from where the block stopped the fingers
         control = self._data.ctrl
         begin, end = viperx.inverse_kinematics(start), viperx.inverse_kinematics(self._goal)
         lead = (end - begin) / SPEC.period_s * viperx.VELOCITY_LEAD_S

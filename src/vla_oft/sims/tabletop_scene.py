@@ -1,6 +1,6 @@
 """What stands on the embedded simulator's table: one arm, a plate and three coloured blocks, and how a scene is drawn at random.
 
-    x (m)   y +0.115 ......... -0.115          front camera looks back at the robot from x = 0.9
+    x (m)   y +0.115 ......... -0.115          the front camera looks back at the robot from x = 0.9
     0.53         ( plate )
     0.37     .................
              .  [A]      [C] .                 every block has its own lane along x: the gripper fits beside it,
@@ -63,7 +63,7 @@ _XML = """
       <geom name="plate_glaze" type="cylinder" size="{glaze_radius} {plate_half}" pos="0 0 {glaze_z}" material="glaze" contype="0" conaffinity="0"/>
     </body>
     {blocks}
-    <camera name="front" pos="0.90 0 0.52" xyaxes="0 1 0 -0.69 0 0.724" fovy="32"/>
+    <camera name="front" pos="0.90 0 0.54" xyaxes="0 1 0 -0.66 0 0.751" fovy="33"/>
     <camera name="people" pos="0.98 0.50 0.56" xyaxes="-0.60 0.80 0 -0.44 -0.33 0.835" fovy="36"/>
   </worldbody>
   <actuator/>
@@ -74,7 +74,7 @@ _BLOCK = """
       <freejoint name="block_{i}"/>
       <geom name="block_{i}" type="box" size="{half} {half} {half}" material="block" mass="0.04" conaffinity="3" condim="4" friction="1 0.02 0.001"/>
     </body>"""
-_WRIST_CAMERA = {"name": "wrist", "pos": "0.0 0 0.11", "xyaxes": "0 -1 0 0.50 0 0.866", "fovy": "70"}
+_WRIST_CAMERA = {"name": "wrist", "pos": "0.0 0 0.115", "xyaxes": "0 -1 0 0.56 0 0.83", "fovy": "68"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,9 @@ def _place(tcp: np.ndarray, finger: float, moment: Moment, family: str) -> tuple
     else:
         place, tolerance = moment.blocks[moment.other] + (0, 0, 2 * BLOCK_HALF_M), 0.010
     distance = float(np.hypot(*(place - block)[:2]))
-    if distance < (tolerance if moment.touched[moment.target] else 2 * tolerance) and abs(block[2] - place[2]) < 0.008:
+    above = block[2] - place[2]
+    settled = above < 0.004 or not moment.touched[moment.target]  # it lies there already: a little off is good enough
+    if distance < (1.8 * tolerance if settled else tolerance) and abs(above) < 0.008:
         if finger < OPENED_M:
             return np.zeros(3), False
         return _towards(tcp, np.array([block[0], block[1], min(tcp[2] + 0.03, block[2] + 0.08)])), False
