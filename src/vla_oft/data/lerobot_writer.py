@@ -37,6 +37,7 @@ from vla_oft.statistics import compute_statistics, save_statistics
 from vla_oft_client import RobotSpec
 
 ROWS_PER_GROUP = 4096
+MEGABYTE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,7 @@ class LeRobotWriter:
 
     def _append_clip(self, camera: str, clip: Clip) -> int:
         file = self._videos.get(camera)
-        if file is not None and file.num_bytes + len(clip.data) > self._limits["video_files_size_in_mb"] * 2**20:
+        if file is not None and file.num_bytes + len(clip.data) > self._limits["video_files_size_in_mb"] * MEGABYTE:
             file.close()
             self._video_index[camera] += 1
             file = None
@@ -196,7 +197,7 @@ class LeRobotWriter:
             "task_index": tasks,
         }
         table = pa.table({**{k: _fixed_lists(v) for k, v in {**columns, **extras}.items()}, **{k: pa.array(v) for k, v in index.items()}})
-        if self._data_bytes and self._data_bytes + table.nbytes > self._limits["data_files_size_in_mb"] * 2**20:
+        if self._data_bytes and self._data_bytes + table.nbytes > self._limits["data_files_size_in_mb"] * MEGABYTE:
             self._close_data()
             self._data_index, self._data_bytes = self._data_index + 1, 0
         self._rows.append(table)

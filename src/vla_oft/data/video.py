@@ -105,10 +105,14 @@ class _PerThread(threading.local):
 
 
 _open_videos = _PerThread()
+_inherited: list[OrderedDict[str, _Video]] = []
 
 
 def _cache() -> OrderedDict[str, _Video]:
-    if _open_videos.process != os.getpid():  # a fork shares file positions with its parent
+    if _open_videos.process != os.getpid():
+        # After a fork, the parent's containers share its file positions, and closing one waits for decoder threads that do not
+        # exist in this process (dav1d): they are left alone for ever.
+        _inherited.append(_open_videos.videos)
         _open_videos.videos, _open_videos.process = OrderedDict(), os.getpid()
     return _open_videos.videos
 
