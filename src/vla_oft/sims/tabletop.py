@@ -18,7 +18,7 @@ from vla_oft.robots.tabletop import SPEC
 from vla_oft.sims import tabletop_tasks, viperx
 from vla_oft.sims.base import Outcome, Simulator, SimulatorError
 from vla_oft.sims.rendering import Renderer, load_mujoco
-from vla_oft.sims.tabletop_scene import BLOCK_HALF_M, NUM_BLOCKS, PLATE_TOP_M, TIMESTEP_S, Layout, build_model, draw_layout
+from vla_oft.sims.tabletop_scene import BLOCK_HALF_M, NUM_BLOCKS, PALETTE, PLATE_TOP_M, TIMESTEP_S, Layout, build_model, draw_layout
 from vla_oft_client import Observation
 
 FAMILIES: tuple[str, ...] = tuple(tabletop_tasks.FAMILIES)
@@ -232,8 +232,6 @@ class TabletopEnv:
         self._block_velocities = np.array(first)[:, None] + np.arange(3)
 
     def _paint(self, layout: Layout) -> None:
-        from vla_oft.sims.tabletop_scene import PALETTE
-
         for geom, colour in zip(self._block_geoms, layout.colours, strict=True):
             self._model.geom_rgba[geom] = (*PALETTE[colour], 1)
         self._model.body_pos[self._plate, :2] = layout.plate_m

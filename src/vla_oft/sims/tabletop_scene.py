@@ -41,18 +41,18 @@ _XML = """
   <option timestep="{timestep}" cone="elliptic" impratio="5" integrator="implicitfast" noslip_iterations="2"/>
   <visual>
     <map znear="0.02" zfar="6" shadowclip="0.9" shadowscale="0.7"/>
-    <quality shadowsize="2048" offsamples="0"/>
+    <quality shadowsize="4096" offsamples="0"/>
     <headlight ambient="0.42 0.42 0.42" diffuse="0.22 0.22 0.22" specular="0 0 0"/>
   </visual>
   <asset>
     <texture name="sky" type="skybox" builtin="gradient" rgb1="0.86 0.90 0.94" rgb2="0.62 0.68 0.75" width="128" height="128"/>
     <texture name="wood" type="2d" builtin="flat" rgb1="0.8 0.7 0.5" width="512" height="512"/>
     <material name="wood" texture="wood" specular="0.1" shininess="0.1"/>
-    <material name="arm" rgba="0.17 0.18 0.20 1" specular="0.5" shininess="0.6"/>
+    <material name="arm" rgba="0.21 0.22 0.25 1" specular="0.5" shininess="0.6"/>
     <material name="finger" rgba="0.32 0.33 0.36 1" specular="0.3" shininess="0.4"/>
     <material name="block" specular="0.25" shininess="0.3"/>
-    <material name="china" rgba="0.95 0.95 0.93 1" specular="0.4" shininess="0.6"/>
-    <material name="glaze" rgba="0.80 0.86 0.90 1" specular="0.4" shininess="0.6"/>
+    <material name="china" rgba="0.80 0.80 0.79 1" specular="0.3" shininess="0.6"/>
+    <material name="glaze" rgba="0.58 0.68 0.74 1" specular="0.3" shininess="0.6"/>
   </asset>
   <worldbody>
     <light directional="true" castshadow="true" pos="0.3 0.8 1.6" dir="-0.1 -0.45 -1" diffuse="0.55 0.54 0.50" specular="0.25 0.25 0.25"/>
@@ -63,8 +63,8 @@ _XML = """
       <geom name="plate_glaze" type="cylinder" size="{glaze_radius} {plate_half}" pos="0 0 {glaze_z}" material="glaze" contype="0" conaffinity="0"/>
     </body>
     {blocks}
-    <camera name="front" pos="0.90 0 0.54" xyaxes="0 1 0 -0.66 0 0.751" fovy="33"/>
-    <camera name="people" pos="0.98 0.50 0.56" xyaxes="-0.60 0.80 0 -0.44 -0.33 0.835" fovy="36"/>
+    <camera name="front" pos="0.90 0 0.54" xyaxes="0 1 0 -0.672 0 0.741" fovy="33"/>
+    <camera name="people" pos="0.96 0.48 0.58" xyaxes="-0.586 0.81 0 -0.375 -0.271 0.886" fovy="38"/>
   </worldbody>
   <actuator/>
 </mujoco>
@@ -114,7 +114,7 @@ def build_model() -> Any:
     root = ElementTree.fromstring(
         _XML.format(
             meshdir=viperx.assets_folder(), timestep=TIMESTEP_S, plate_x=PLATE_XY_M[0], plate_y=PLATE_XY_M[1],
-            plate_radius=PLATE_RADIUS_M, plate_half=plate_half, glaze_radius=0.68 * PLATE_RADIUS_M, glaze_z=plate_half + 0.0004,
+            plate_radius=PLATE_RADIUS_M, plate_half=plate_half, glaze_radius=0.68 * PLATE_RADIUS_M, glaze_z=plate_half + 0.001,
             blocks="".join(_BLOCK.format(i=i, y=0.09 * (i - 1), half=BLOCK_HALF_M) for i in range(NUM_BLOCKS)),
         )
     )  # fmt: skip
