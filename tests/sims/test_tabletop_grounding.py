@@ -1,15 +1,17 @@
 """Patch masks point at what the instruction names, also in random poses."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
-
-pytest.importorskip("mujoco")
-pytest.importorskip("gym_aloha")
 
 from vla_oft.sims import tabletop
 from vla_oft.sims.tabletop_scene import PALETTE
 
 PATCHES = 16
+pytestmark = pytest.mark.skipif(
+    not (find_spec("mujoco") and find_spec("gym_aloha")), reason="pip install 'vla-oft[sim]'; pip install --no-deps gym-aloha"
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,9 @@ def test_masked_patches_have_the_colour_of_the_named_block(env):
             env.set_instruction("pick_place", target)
             pixels = image.transpose(0, 2, 1, 3, 4)[env.patch_masks(PATCHES)["front"][0] == 1].reshape(-1, 3).astype(float)
             hues = {name: np.array(rgb) - np.mean(rgb) for name, rgb in PALETTE.items()}
-            best = [max(hues, key=lambda name: hue @ hues[name] / np.linalg.norm(hues[name])) for hue in pixels - pixels.mean(1, keepdims=True)]
-            assert best.count(colour) > 0.3 * len(best), (seed, colour)
+            likeness = np.stack([(pixels - pixels.mean(1, keepdims=True)) @ hue / np.linalg.norm(hue) for hue in hues.values()], axis=1)
+            strongest = likeness[likeness.max(axis=1) > 60].argmax(axis=1)  # pixels that are coloured at all
+            assert np.bincount(strongest, minlength=len(hues)).argmax() == list(hues).index(colour), (seed, colour)
 
 
 def test_tasks_without_a_destination_have_an_empty_second_channel(env):

@@ -1,11 +1,11 @@
 """What stands on the embedded simulator's table: one arm, a plate and three coloured blocks, and how a scene is drawn at random.
 
-    x (m)   y +0.115 ......... -0.115          the front camera looks back at the robot from x = 0.9
-    0.53         ( plate )
-    0.37     .................
-             .  [A]      [C] .                 every block has its own lane along x: the gripper fits beside it,
-    0.25     .      [B]      .                 and it can be pushed forward without meeting another
-    0.00         robot base
+x (m)   y +0.115 ......... -0.115          the front camera looks back at the robot from x = 0.9
+0.53         ( plate )
+0.37     .................
+         .  [A]      [C] .                 every block has its own lane along x: the gripper fits beside it,
+0.25     .      [B]      .                 and it can be pushed forward without meeting another
+0.00         robot base
 """
 
 from dataclasses import dataclass
@@ -59,8 +59,9 @@ _XML = """
     <light directional="true" castshadow="false" pos="1 -1 1" dir="-0.7 0.6 -0.6" diffuse="0.16 0.17 0.20" specular="0 0 0"/>
     <geom name="table" type="box" size="0.62 0.80 0.02" pos="0.34 0 -0.02" material="wood" friction="0.7 0.005 0.0001"/>
     <body name="plate" pos="{plate_x} {plate_y} 0">
-      <geom name="plate" type="cylinder" size="{plate_radius} {plate_half}" pos="0 0 {plate_half}" material="china" friction="1 0.005 0.0001"/>
-      <geom name="plate_glaze" type="cylinder" size="{glaze_radius} {plate_half}" pos="0 0 {glaze_z}" material="glaze" contype="0" conaffinity="0"/>
+      <geom name="plate" type="cylinder" size="{plate_radius} {plate_half}" pos="0 0 {plate_half}" material="china"/>
+      <geom name="glaze" type="cylinder" size="{glaze_radius} {plate_half}" pos="0 0 {glaze_z}" material="glaze" contype="0"
+        conaffinity="0"/>
     </body>
     {blocks}
     <camera name="front" pos="0.90 0 0.54" xyaxes="0 1 0 -0.672 0 0.741" fovy="33"/>
@@ -72,7 +73,8 @@ _XML = """
 _BLOCK = """
     <body name="block_{i}" pos="0.3 {y} {half}">
       <freejoint name="block_{i}"/>
-      <geom name="block_{i}" type="box" size="{half} {half} {half}" material="block" mass="0.04" conaffinity="3" condim="4" friction="1 0.02 0.001"/>
+      <geom name="block_{i}" type="box" size="{half} {half} {half}" material="block" mass="0.04" conaffinity="3"
+        condim="4" friction="1 0.02 0.001"/>
     </body>"""
 _WRIST_CAMERA = {"name": "wrist", "pos": "0.0 0 0.115", "xyaxes": "0 -1 0 0.56 0 0.83", "fovy": "68"}
 

@@ -84,8 +84,8 @@ def arm_element() -> ElementTree.Element:
             geom.set("material", "finger" if "finger" in geom.get("name", "") else "arm")
             if geom.get("mesh"):
                 geom.set("group", str(FINE_GROUP))
-                twin = {**geom.attrib, "name": geom.get("name", "") + COARSE, "mesh": geom.get("mesh", "") + COARSE, "group": str(COARSE_GROUP), "mass": "0"}
-                body.append(ElementTree.Element("geom", twin))
+                coarse = {attribute: geom.get(attribute, "") + COARSE for attribute in ("name", "mesh")}
+                body.append(ElementTree.Element("geom", {**geom.attrib, **coarse, "group": str(COARSE_GROUP), "mass": "0"}))
         if body.get("name", "").endswith("_finger_link"):
             body.append(_pad(side=-1 if "left" in body.get("name", "") else 1))
     for joint in arm.iter("joint"):
@@ -103,7 +103,9 @@ def arm_element() -> ElementTree.Element:
 def actuator_elements() -> list[ElementTree.Element]:
     """Position servos in the order `ARM_JOINTS + FINGER_JOINTS`; a control value is a joint position."""
     return [
-        ElementTree.Element("position", name=name, joint=_PREFIX + name, kp=str(_servo(name)[2]), ctrllimited="false", forcerange="-300 300", forcelimited="true")
+        ElementTree.Element(
+            "position", name=name, joint=_PREFIX + name, kp=str(_servo(name)[2]), forcelimited="true", forcerange="-300 300"
+        )
         for name in ARM_JOINTS + FINGER_JOINTS
     ]
 

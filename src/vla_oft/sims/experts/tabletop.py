@@ -67,7 +67,7 @@ def _touch(tcp: np.ndarray, finger: float, moment: Moment, family: str) -> tuple
     block = moment.blocks[moment.target]
     if moment.touched[moment.target]:
         return np.zeros(3), True
-    return _funnel(tcp, block + (0, 0, BLOCK_HALF_M + 0.015), hover=0.06, radius=0.008), True
+    return _funnel(tcp, block + np.array([0, 0, BLOCK_HALF_M + 0.015]), hover=0.06, radius=0.008), True
 
 
 def _push(tcp: np.ndarray, finger: float, moment: Moment, family: str) -> tuple[np.ndarray, bool]:
@@ -81,7 +81,6 @@ def _push(tcp: np.ndarray, finger: float, moment: Moment, family: str) -> tuple[
 
 
 def _lift(tcp: np.ndarray, finger: float, moment: Moment, family: str) -> tuple[np.ndarray, bool]:
-    block = moment.blocks[moment.target]
     grasp = _grasp(tcp, finger, moment)
     if grasp is not None:
         return grasp
