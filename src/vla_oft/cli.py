@@ -63,7 +63,7 @@ def train(
     config = base.override(chosen.train, {**{k: v for k, v in direct.items() if v is not None}, **base.parse_changes(list(set))})
     if steps is not None:
         config = base.with_total_steps(config, steps)
-    base.generate(chosen)
+    base.generate(chosen, config)
     folder = run(config, out or Path("runs") / recipe, resume=resume, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"checkpoint: {folder}")
 

@@ -4,9 +4,10 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+from pathlib import Path
 from typing import Any
 
-from vla_oft.collect import CollectConfig
+from vla_oft.collect import CollectConfig, SceneConfig, collect, collect_scenes
 from vla_oft.config import from_dict, to_dict
 from vla_oft.train.config import Phase, TrainConfig
 
@@ -16,7 +17,7 @@ class Recipe:
     """A training run, and the simulated demonstrations that it generates first when they are not there yet."""
 
     train: TrainConfig
-    collect: tuple[CollectConfig, ...] = ()
+    collect: tuple[CollectConfig | SceneConfig, ...] = ()
 
 
 def names() -> list[str]:
@@ -30,6 +31,15 @@ def load(name: str) -> Recipe:
     if name not in names():
         raise ValueError(f"unknown recipe '{name}'; known: {', '.join(names())}")
     return importlib.import_module(f"vla_oft.recipes.{name}").recipe()
+
+
+def generate(recipe: Recipe, config: TrainConfig) -> None:
+    """Record the simulated datasets that `config` (the recipe's, or a changed one) reads and that do not exist yet."""
+    wanted = {Path(d.path) for d in config.datasets}
+    for request in recipe.collect:
+        if request.out in wanted and not request.out.exists():
+            done = collect_scenes(request) if isinstance(request, SceneConfig) else collect(request)
+            print(f"{done.out}: {done.num_episodes} episodes, {done.num_frames} frames in {done.duration_s:.0f} s")
 
 
 def override(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:

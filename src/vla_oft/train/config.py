@@ -27,13 +27,14 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Fresh:
-    """A model with random weights. vocab_size: of the tokenizer, which is trained on the datasets' instructions."""
+    """A model with random weights. The tokenizer, of `vocab_size`, is trained on the datasets' instructions and on `corpus`."""
 
     size: Literal["nano"]
     head: l1.Config
     grounding: grounding.Config | None
     prompt_style: tokens.PromptStyle = "plain"
-    vocab_size: int = 640
+    vocab_size: int = 768
+    corpus: tuple[str, ...] = ()
     crop_area: float = 1.0
 
 

@@ -11,7 +11,7 @@ def nano(token_ids: tokens.Config) -> prismatic.Config:
     return prismatic.Config(
         dino=vit.Config(**tower, num_registers=4, class_token=True, layer_scale=True),
         siglip=vit.Config(**tower),
-        llm=llama.Config(vocab_size=token_ids.num_tokens, width=192, depth=5, num_heads=6, num_kv_heads=6, mlp_dim=512),
+        llm=llama.Config(vocab_size=token_ids.num_tokens, width=192, depth=4, num_heads=3, num_kv_heads=3, mlp_dim=512),
         tokens=token_ids,
         film=True,
     )

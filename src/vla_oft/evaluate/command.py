@@ -1,0 +1,78 @@
+"""`vla-oft eval`: load a checkpoint, check that it fits the simulator, evaluate, print a table."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vla_oft.evaluate.plan import EvalConfig
+from vla_oft.evaluate.results import Results
+from vla_oft.evaluate.runner import evaluate
+from vla_oft.evaluate.suite import resolve
+from vla_oft.evaluate.table import print_results
+from vla_oft.policy import Policy, checkpoint_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRequest:
+    """What the command line asks for; see `vla-oft eval --help`."""
+
+    checkpoint: str
+    suite: str
+    trials: int
+    seed: int
+    num_envs: int
+    execute_steps: int | None
+    controls: tuple[str, ...]
+    record: int
+    out: Path | None
+    device: str | None
+
+
+def run(request: EvalRequest, *, quiet: bool = False) -> Results:
+    """Evaluate and, unless `quiet`, print the results. Raises ValueError before any work for what does not fit."""
+    resolve(request.suite)
+    folder = checkpoint_folder(Path(request.checkpoint))
+    out = request.out or folder / "eval" / request.suite.replace("/", "-").replace(",", "+")
+    config = EvalConfig(
+        suite=request.suite,
+        trials=request.trials,
+        seed=request.seed,
+        num_envs=request.num_envs,
+        execute_steps=request.execute_steps,
+        controls=request.controls,
+        record=request.record,
+        out=out,
+    )
+    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    policy = Policy.load(folder, device=device, dtype=torch.float32)
+    check_robot(policy, request.suite)
+    results = evaluate(policy, config, checkpoint=fingerprint(folder))
+    if not quiet:
+        print_results(results)
+        print(f"rows, summary and videos: {out}")
+    return results
+
+
+def check_robot(policy: Policy, suite: str) -> None:
+    """Raise ValueError with the differences unless the policy was trained for the suite's robot."""
+    for task in resolve(suite):
+        simulator = task.make(16)
+        try:
+            spec = simulator.spec
+        finally:
+            simulator.close()
+        differences = policy.config.robot.differences(spec)
+        if differences:
+            raise ValueError(
+                f"the policy was trained for robot '{policy.config.robot.name}', {task} is robot '{spec.name}': {'; '.join(differences)}"
+            )
+
+
+def fingerprint(folder: Path) -> str:
+    """Short hash of a checkpoint's weights and configuration."""
+    digest = hashlib.sha256()
+    for file in [folder / "policy.json", folder / "statistics.json", *sorted(folder.glob("model*.safetensors"))]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
