@@ -1,8 +1,8 @@
 """Recordings for people: the simulator's picture, what the policy saw, what it was told, and the verdict.
 
     +---------------------------+
-    |                  [cam][cam]   insets: the cameras at the policy's last look
     |     Simulator.frame       |
+    |                  [cam][cam]   insets: the cameras at the policy's last look
     +---------------------------+
     | touch the red block       |   the words that the policy was given
     | 1.35 s          success   |
@@ -30,8 +30,8 @@ class Sink(Protocol):
 
     path: Path
 
-    def add(self, frame: np.ndarray) -> None:
-        """One more frame, uint8 (H, W, 3), all of one size."""
+    def add(self, frame: np.ndarray, repeat: int = 1) -> None:
+        """One more frame, uint8 (H, W, 3), all of one size; shown `repeat` times."""
         ...
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class Mp4:
         self._container: Any = None
         self._stream: Any = None
 
-    def add(self, frame: np.ndarray) -> None:
+    def add(self, frame: np.ndarray, repeat: int = 1) -> None:
         """One more frame; height and width must be even. The first one creates the file."""
         if self._container is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,9 @@ class Mp4:
             self._stream.pix_fmt = "yuv420p"
             self._stream.options = {"crf": "25", "preset": "veryfast"}
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        self._container.mux(self._stream.encode(picture))
+        for _ in range(repeat):
+            picture.pts = None  # the encoder counts by itself
+            self._container.mux(self._stream.encode(picture))
 
     def close(self) -> None:
         """Flush the encoder and write the index."""
@@ -76,8 +78,8 @@ class Strip:
         self.path, self.columns = path, columns
         self._frames: list[np.ndarray] = []
 
-    def add(self, frame: np.ndarray) -> None:
-        """One more frame."""
+    def add(self, frame: np.ndarray, repeat: int = 1) -> None:
+        """One more moment, however long it is shown."""
         self._frames.append(frame)
 
     def close(self) -> None:
@@ -108,9 +110,7 @@ class Recorder:
     def finish(self, verdict: str, good: bool) -> None:
         """Hold the last moment with the verdict for `HOLD_S` seconds, then close the file."""
         if self._last is not None:
-            still = draw(*self._last, verdict=verdict, good=good)
-            for _ in range(hold_frames(self.control_hz)):
-                self.sink.add(still)
+            self.sink.add(draw(*self._last, verdict=verdict, good=good), hold_frames(self.control_hz))
         self.sink.close()
 
 
@@ -127,11 +127,11 @@ def draw(
     canvas = Image.new("RGB", (width, height + BAND), BACKGROUND)
     canvas.paste(Image.fromarray(picture), (0, 0))
     pen = ImageDraw.Draw(canvas)
-    right = width - 8
+    right, top = width - 8, height - INSET - 8
     for image in reversed(list(cameras.values())):
         inset = Image.fromarray(image).resize((INSET, INSET), Image.Resampling.BILINEAR)
-        canvas.paste(inset, (right - INSET, 8))
-        pen.rectangle((right - INSET - 1, 7, right, 8 + INSET), outline=INK)
+        canvas.paste(inset, (right - INSET, top))
+        pen.rectangle((right - INSET - 1, top - 1, right, top + INSET), outline=INK)
         right -= INSET + 6
     words, font = _fitted(pen, instruction, width - 28)
     pen.text((14, height + 11), words, font=font, fill=INK)
