@@ -24,7 +24,7 @@ LENGTHS = (11, 5, 14)
 
 
 def episode(number: int, length: int, size: int = 32) -> Episode:
-    """Frame t of episode e: red = 40 e + 20, blue bar of 2 t + 2 columns; wrist is the inverse. Action 0 counts the steps of the dataset."""
+    """Frame t of episode e: red = 40 e + 20, blue bar of 2 t + 2 columns; wrist is the inverse. Action 0 is 100 e + t."""
     front = np.zeros((length, size, size, 3), np.uint8)
     front[..., 0] = 40 * number + 20
     for step in range(length):

@@ -72,6 +72,10 @@ class DotSimulator:
         mask[0, int(y * patches), int(x * patches)] = 1
         return {"wrist": mask[:, ::-1].copy(), "front": mask}
 
+    def landmarks(self) -> np.ndarray:
+        nowhere = np.full(3, np.nan)
+        return np.stack([np.append(self.squares[self.target], 0.0), nowhere]).astype(np.float32)
+
     def step(self, action: np.ndarray) -> None:
         self.executed.append(action)
         self.dot = np.clip(self.dot + 0.05 * action[:2], 0, 1)
@@ -132,6 +136,7 @@ def test_a_recorded_episode_is_what_the_simulator_did(tmp_path):
             seen = source.frames(2, [step], camera)[0].astype(int)
             assert np.abs(seen - observation.images[camera]).mean() < 12  # chroma of tiny squares is halved in resolution
             np.testing.assert_array_equal(source.extra("grounding", 2)[step, view], simulator.patch_masks(4)[camera])
+        np.testing.assert_array_equal(source.extra("landmarks", 2)[step], simulator.landmarks())
         simulator.step(action)
     assert simulator.outcome().success
 
@@ -173,7 +178,8 @@ def test_several_suites_share_a_dataset(tmp_path):
 
 
 def test_scenes_hold_one_picture_under_several_instructions(tmp_path):
-    config = SceneConfig(suite=("dot/touch",), scenes=70, seed=0, out=tmp_path / "scenes", grounding_patches=4, instructions=3, camera_size=32)
+    out = tmp_path / "scenes"
+    config = SceneConfig(suite=("dot/touch",), scenes=70, seed=0, out=out, grounding_patches=4, instructions=3, camera_size=32)
     assert collect_scenes(config, make_dot).num_frames == 210
     source = open_source(config.out)
     assert source.kind == "scenes" and (source.lengths == 3).all() and check_source(source, SPEC) == []
@@ -190,8 +196,10 @@ def test_scenes_never_train_actions(tmp_path):
     config = SceneConfig(suite=("dot/touch",), scenes=4, seed=0, out=tmp_path / "scenes", grounding_patches=4, camera_size=32, workers=2)
     collect_scenes(config, make_dot)
     statistics = next(iter(load_statistics(run(tmp_path).out / "meta" / "dataset_statistics.json").values()))
-    samples = ChunkDataset([open_source(config.out)], SPEC, statistics, image_size=16, grounding="grounding").batch([0, 3])
-    assert not samples.valid.any() and samples.grounding is not None and samples.grounding.shape == (2, 2, 2, 4, 4)
+    data = ChunkDataset([open_source(config.out)], SPEC, statistics, image_size=16, grounding="grounding", landmarks="landmarks")
+    samples = data.batch([0, 3])
+    assert not samples.valid.any() and samples.landmarks is not None and np.isfinite(samples.landmarks[:, 0]).all()
+    assert samples.grounding is not None and samples.grounding.shape == (2, 2, 2, 4, 4)
 
 
 def test_an_expert_that_never_succeeds_is_an_error_and_leaves_nothing(tmp_path):

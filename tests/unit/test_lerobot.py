@@ -165,7 +165,8 @@ def test_a_dataset_of_another_robot_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             check_source(source, dataclasses.replace(SPEC, **change))
-    assert check_source(source, dataclasses.replace(SPEC, control_hz=20.0)) == ["recorded at 10 frames per second, but robot 'pair' runs at 20 Hz"]
+    slow = dataclasses.replace(SPEC, control_hz=20.0)
+    assert check_source(source, slow) == ["recorded at 10 frames per second, but robot 'pair' runs at 20 Hz"]
 
 
 def test_what_is_not_a_dataset_is_refused(tmp_path):
@@ -176,7 +177,7 @@ def test_what_is_not_a_dataset_is_refused(tmp_path):
     write(tmp_path / "set")
     info = tmp_path / "set/meta/info.json"
     info.write_text(info.read_text().replace('"v3.0"', '"v2.1"'))
-    with pytest.raises(ValueError, match="is LeRobot v2.1; convert it"):
+    with pytest.raises(ValueError, match=r"is LeRobot v2\.1; convert it"):
         open_source(tmp_path / "set")
     info.write_text("{")
     with pytest.raises(ValueError, match=r"info.json: cannot read"):

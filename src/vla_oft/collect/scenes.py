@@ -29,13 +29,16 @@ SCENES_PER_BLOCK = 64
 class SceneSimulator(Simulator, Protocol):
     """A simulator whose scene can be looked at from any pose and under any instruction."""
 
-    objects: Sequence[object]
+    @property
+    def objects(self) -> Sequence[object]:
+        """Whatever an instruction can name."""
+        ...
 
     def randomize_pose(self, rng: np.random.Generator) -> None:
         """Put the robot somewhere plausible."""
         ...
 
-    def set_instruction(self, family: str, target_index: int, other_index: int) -> None:
+    def set_instruction(self, family: str, target: int, other: int) -> None:
         """Name another object (and destination) of the present scene."""
         ...
 

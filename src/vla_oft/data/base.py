@@ -84,7 +84,7 @@ def formats() -> list[str]:
 def open_source(path: str | Path, cameras: Mapping[str, str] | None = None) -> Source:
     """Open the dataset in folder `path`, whatever its format.
 
-    cameras: camera name -> the dataset's own feature name, for datasets that name their cameras differently; None keeps all of the dataset's.
+    cameras: camera name -> the dataset's own feature name, for datasets that name their cameras differently; None keeps the dataset's.
     """
     path = Path(path)
     if not path.is_dir():
@@ -94,9 +94,10 @@ def open_source(path: str | Path, cameras: Mapping[str, str] | None = None) -> S
         if module.detect(path):
             source: Source = module.open_source(path, cameras)
             if not len(source) or not int(source.lengths.sum()):
-                raise ValueError(f"dataset {path} is empty: it has {len(source)} episodes and no frames; record or download it again")
+                raise ValueError(f"dataset {path} is empty: {len(source)} episodes, no frames; record or download it again")
             return source
-    raise ValueError(f"{path} is not a dataset in a known format ({', '.join(formats())}); it holds {sorted(p.name for p in path.iterdir())[:10]}")
+    found = sorted(p.name for p in path.iterdir())[:10]
+    raise ValueError(f"{path} is not a dataset in a known format ({', '.join(formats())}); it holds {found}")
 
 
 def instruction(source: Source, episode: int, step: int = 0) -> str:
@@ -112,19 +113,19 @@ def check_source(source: Source, spec: RobotSpec) -> list[str]:
     missing = [camera for camera in spec.cameras if camera not in source.cameras]
     if missing:
         raise ValueError(
-            f"dataset {source.path} has no camera {', '.join(missing)} that robot '{spec.name}' needs; it has {', '.join(source.cameras) or 'none'}; "
-            "map them with cameras={robot's name: dataset's name}"
+            f"dataset {source.path} has no camera {', '.join(missing)} that robot '{spec.name}' needs; "
+            f"it has {', '.join(source.cameras) or 'none'}; map them with cameras={{robot's name: dataset's name}}"
         )
-    if source.action_dim != spec.action_dim:
-        raise ValueError(f"dataset {source.path} has {source.action_dim} action dimensions, robot '{spec.name}' has {spec.action_dim}: choose another robot")
-    if spec.state_dim and source.state_dim != spec.state_dim:
-        raise ValueError(f"dataset {source.path} has {source.state_dim} state dimensions, robot '{spec.name}' has {spec.state_dim}: choose another robot")
+    for what, found, needed in (("action", source.action_dim, spec.action_dim), ("state", source.state_dim, spec.state_dim)):
+        if needed and found != needed:
+            raise ValueError(f"dataset {source.path} has {found} {what} dimensions, robot '{spec.name}' has {needed}: choose another robot")
     source.check()
     for episode in range(len(source)):
         for what, values in (("action", source.actions(episode)), ("state", source.states(episode) if spec.state_dim else None)):
             if values is not None and not np.isfinite(values).all():
                 step, dim = np.argwhere(~np.isfinite(values))[0]
-                raise ValueError(f"dataset {source.path}: {what} is not finite in episode {episode}, step {step}, dimension {dim}; drop that episode")
+                where = f"episode {episode}, step {step}, dimension {dim}"
+                raise ValueError(f"dataset {source.path}: {what} is not finite in {where}; drop that episode")
     empty = [task for task in source.tasks if not task.strip()]
     warnings = [f"{len(empty)} empty instructions"] if empty else []
     if abs(source.fps - spec.control_hz) > 1e-3 and source.kind == "demonstrations":

@@ -65,7 +65,9 @@ def on_disk(folder: Path, source: Source, cameras: Sequence[str], size: int, res
     return FrameCache(frames, path)
 
 
-def decode_rows(source: Source, episode: int, steps: Sequence[int] | np.ndarray, cameras: Sequence[str], size: int, resize: Resize) -> np.ndarray:
+def decode_rows(
+    source: Source, episode: int, steps: Sequence[int] | np.ndarray, cameras: Sequence[str], size: int, resize: Resize
+) -> np.ndarray:
     """Frames of one episode without a cache, uint8 (N, V, size, size, 3)."""
     views = [[resize(image, size) for image in source.frames(episode, steps, camera)] for camera in cameras]
     return np.stack([np.stack(view) for view in views], axis=1)

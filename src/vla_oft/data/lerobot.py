@@ -118,7 +118,8 @@ class LeRobotSource:
             raise ValueError(f"dataset {self.path} has no camera '{camera}'; it has {', '.join(self.cameras)}")
         wanted = np.asarray(indices, np.int64)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.lengths[episode]):
-            raise IndexError(f"episode {episode} of {self.path} has steps 0..{self.lengths[episode] - 1}, asked for {wanted.min()}..{wanted.max()}")
+            last = self.lengths[episode] - 1
+            raise IndexError(f"episode {episode} of {self.path} has steps 0..{last}, asked for {wanted.min()}..{wanted.max()}")
         feature = self._camera_features[camera]
         try:
             if self._info["features"][feature]["dtype"] == "image":
@@ -131,8 +132,9 @@ class LeRobotSource:
     def check(self) -> None:
         for file, episodes in self._files.items():
             rows = _open_parquet(file).metadata.num_rows
-            if rows != int(self.lengths[episodes].sum()):
-                raise ValueError(f"{file} has {rows} rows, episodes {episodes[0]}..{episodes[-1]} need {int(self.lengths[episodes].sum())}: copy the dataset again")
+            needed = int(self.lengths[episodes].sum())
+            if rows != needed:
+                raise ValueError(f"{file} has {rows} rows, episodes {episodes[0]}..{episodes[-1]} need {needed}: copy the dataset again")
         index = self._column("episode_index")[:, 0]
         if (index != np.repeat(self._episodes["episode_index"], self.lengths)).any():
             raise ValueError(f"{self.path}: frames are not stored in the order of meta/episodes; re-export the dataset with lerobot")

@@ -230,7 +230,8 @@ class LeRobotWriter:
             return
         table = pa.concat_tables(self._rows).replace_schema_metadata(table_metadata(self._features))
         if self._data is None:
-            path = self.folder / f"data/chunk-{self._data_index // self._chunks_size:03d}/file-{self._data_index % self._chunks_size:03d}.parquet"
+            chunk, file = divmod(self._data_index, self._chunks_size)
+            path = self.folder / f"data/chunk-{chunk:03d}/file-{file:03d}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             self._data = pq.ParquetWriter(path, table.schema)
         self._data.write_table(table)

@@ -1,7 +1,7 @@
 """Endless batches from a `ChunkDataset`, prepared ahead of the training step.
 
-Cached datasets are gathered by one background thread (a batch costs well under a millisecond: worker processes would cost more than they
-bring); video is decoded by `num_workers` processes. Either way the batches are the same.
+Cached datasets are gathered by one background thread (a batch costs well under a millisecond: worker processes would cost more
+than they bring); video is decoded by `num_workers` processes. Either way the batches are the same.
 """
 
 import queue
@@ -64,7 +64,8 @@ class BatchLoader(Generic[Batch]):
         """Continue where `state` was taken. Raises ValueError if the data has changed since."""
         for name, here in (("seed", self.order.seed), ("sizes", self.order.sizes), ("weights", self.order.weights)):
             if state[name] != here:
-                raise ValueError(f"cannot resume: the loader's {name} was {state[name]}, now it is {here}; resume with the same data and seed")
+                change = f"the loader's {name} was {state[name]}, now it is {here}"
+                raise ValueError(f"cannot resume: {change}; resume with the same data and seed")
         self.position = state["position"]
 
     def _requests(self) -> Iterator[tuple[np.ndarray, int]]:

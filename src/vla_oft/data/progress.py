@@ -25,7 +25,8 @@ def progress(title: str, total: int, unit: str, console: Console | None = None) 
     console = console or Console(stderr=True)
     start = time.monotonic()
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        note = TextColumn("{task.fields[note]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total, note="")
 
@@ -46,11 +47,8 @@ def progress(title: str, total: int, unit: str, console: Console | None = None) 
             return
         printed = now
         rate = done / max(now - start, 1e-9)
-        print_line(console, f"{title}: {done}/{total} {unit}, {rate:.1f}/s, {max(0, total - done) / rate if rate else 0:.0f} s left {remark}")
+        left_s = max(0, total - done) / rate if rate else 0.0
+        text = f"{title}: {done}/{total} {unit}, {rate:.1f}/s, {left_s:.0f} s left {remark}"
+        console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
     yield advance
-
-
-def print_line(console: Console, text: str) -> None:
-    """One unwrapped, unstyled line."""
-    console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True)

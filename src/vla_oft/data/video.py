@@ -133,7 +133,9 @@ def _open(path: str, fps: float) -> _Video:
     return video
 
 
-def encode_clip(frames: Sequence[np.ndarray] | np.ndarray, fps: float, keyframes: Sequence[int] = (0,), crf: int = 18, keyint: int = 10) -> Clip:
+def encode_clip(
+    frames: Sequence[np.ndarray] | np.ndarray, fps: float, keyframes: Sequence[int] = (0,), crf: int = 18, keyint: int = 10
+) -> Clip:
     """Encode uint8 (T, H, W, 3) frames as H.264. Deterministic, without B-frames; frames at `keyframes` can be sought to exactly.
 
     crf: quality, 0 lossless to 51; keyint: at most this many frames between keyframes: random access decodes half of that on average.

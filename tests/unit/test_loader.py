@@ -1,0 +1,194 @@
+"""Chunks, caches, mixtures and loaders: what a training run reads, and that it is the same every time."""
+
+import itertools
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from demonstrations import LENGTHS, SPEC, bar_width, write
+
+from vla_oft.data.base import open_source, source_statistics
+from vla_oft.data.chunks import ChunkDataset, Samples, chunk_rows
+from vla_oft.data.loader import BatchLoader
+from vla_oft.data.mixture import MixtureOrder
+from vla_oft.statistics import Normalizer
+
+RECORDED = Path(__file__).resolve().parents[3] / "shared" / "parity" / "pure_functions"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "set"
+    write(folder)
+    return open_source(folder)
+
+
+def dataset(*sources, **options) -> ChunkDataset:
+    statistics = source_statistics(sources[0], SPEC.normalize_mask)
+    return ChunkDataset(sources, SPEC, statistics, **{"image_size": 16, "grounding": "grounding", **options})
+
+
+def keep(samples: Samples) -> Samples:
+    return samples
+
+
+def taken(loader: BatchLoader[Samples], count: int) -> list[Samples]:
+    return list(itertools.islice(loader, count))
+
+
+def same(first: Samples, second: Samples) -> bool:
+    arrays = ("images", "state", "actions", "valid", "grounding", "indices")
+    equal = all(np.array_equal(getattr(first, name), getattr(second, name)) for name in arrays)
+    return equal and first.instructions == second.instructions and first.seed == second.seed
+
+
+def test_a_sample_is_one_step_and_the_chunk_that_follows(source):
+    samples = dataset(source).batch([0, 12, 18])
+    action = Normalizer(source_statistics(source, SPEC.normalize_mask).action, np.array([True, False]), "bounds")
+    assert samples.images.shape == (3, 2, 16, 16, 3) and samples.images.dtype == np.uint8
+    assert [bar_width(image) for image in samples.images[:, 0]] == [1, 2, 3]  # steps 0, 1 and 2 of episodes 0, 1 and 2, at half size
+    np.testing.assert_array_equal(samples.actions[1], action.normalize(source.actions(1)[1:5]))
+    assert samples.actions.dtype == np.float32 and samples.state is not None and samples.state.shape == (3, 3)
+    assert samples.instructions == ("first task", "second task", "first task")
+    assert samples.grounding is not None
+    np.testing.assert_array_equal(samples.grounding[2], source.extra("grounding", 2)[2])
+
+
+def test_chunks_at_the_end_of_an_episode_hold_the_last_action_and_are_masked(source):
+    samples = dataset(source).batch([8, 9, 10])
+    assert samples.valid.tolist() == [[True, True, True, False], [True, True, False, False], [True, False, False, False]]
+    for chunk in samples.actions[:, 3]:
+        np.testing.assert_array_equal(chunk, samples.actions[2, 0])
+    assert len(dataset(source)) == sum(LENGTHS)
+
+
+def test_parity_drops_chunks_past_the_end(source):
+    data = dataset(source, parity=True)
+    assert len(data) == sum(length - 3 for length in LENGTHS)
+    assert data.batch(range(len(data))).valid.all()
+    with pytest.raises(ValueError, match="no episode has chunk_len=20 steps"):
+        dataset(source, parity=True, chunk_len=20)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("length", [40, 20, 9, 8, 7])
+def test_parity_windows_are_the_references(length):
+    file = RECORDED / "action_chunking_libero.npz"
+    if not file.exists():
+        pytest.skip(f"recorded reference results are not beside the checkout: {file}")
+    data = np.load(file)
+    starts = np.arange(max(0, length - 7))
+    rows, valid = chunk_rows(starts, np.full(len(starts), length), 8)
+    np.testing.assert_array_equal(data[f"T{length}_action_in"][rows], data[f"T{length}_action_chunks"].reshape(-1, 8, 2))
+    assert valid.all()
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_a_cache_changes_nothing(source, tmp_path, cache):
+    plain, cached = dataset(source), dataset(source, cache=cache, cache_dir=tmp_path / "cache")
+    order = np.random.default_rng(0).permutation(len(plain))
+    assert same(plain.batch(order), cached.batch(order)) and same(plain[3], cached[3])
+
+
+def test_a_disk_cache_is_reused_and_belongs_to_its_contents(source, tmp_path, capsys):
+    first = dataset(source, cache="disk", cache_dir=tmp_path)
+    assert "decoding set" in capsys.readouterr().err
+    again = dataset(source, cache="disk", cache_dir=tmp_path)
+    assert "decoding" not in capsys.readouterr().err and same(first[5], again[5])
+    dataset(source, cache="disk", cache_dir=tmp_path, image_size=8)
+    files = [p.name for p in tmp_path.iterdir()]
+    assert len(files) == 2 and all(name.endswith(".npy") and not name.startswith(".") for name in files)
+    assert len(pickle.dumps(first)) < 100_000 and same(pickle.loads(pickle.dumps(first))[5], first[5])
+
+
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_batches_do_not_depend_on_the_number_of_workers(source, tmp_path, cache):
+    data = dataset(source, cache=cache, cache_dir=tmp_path)
+    order = MixtureOrder(data.sizes, seed=3)
+    inline, parallel = (taken(BatchLoader(data, order, 7, keep, num_workers=n), 10) for n in (0, 2))
+    assert all(same(a, b) for a, b in zip(inline, parallel, strict=True))
+    assert len({batch.seed for batch in inline}) == 10
+
+
+def test_training_resumes_where_it_stopped(source):
+    data = dataset(source, cache="ram")
+    whole = taken(BatchLoader(data, MixtureOrder(data.sizes, seed=3), 8, keep), 9)
+    first = BatchLoader(data, MixtureOrder(data.sizes, seed=3), 8, keep)
+    taken(first, 5)
+    state = first.state_dict()
+    assert state["position"] == 40
+    resumed = BatchLoader(data, MixtureOrder(data.sizes, seed=3), 8, keep)
+    resumed.load_state_dict(state)
+    assert all(same(a, b) for a, b in zip(whole[5:], taken(resumed, 4), strict=True))
+    with pytest.raises(ValueError, match="cannot resume: the loader's seed was 3, now it is 4"):
+        BatchLoader(data, MixtureOrder(data.sizes, seed=4), 8, keep).load_state_dict(state)
+
+
+def test_ranks_share_one_order(source):
+    data = dataset(source, cache="ram")
+    order = MixtureOrder(data.sizes, seed=0)
+    alone = taken(BatchLoader(data, order, 8, keep), 3)
+    ranks = [taken(BatchLoader(data, order, 4, keep, rank=rank, world_size=2), 3) for rank in (0, 1)]
+    for step in range(3):
+        np.testing.assert_array_equal(np.stack([ranks[0][step].indices, ranks[1][step].indices], 1).reshape(-1), alone[step].indices)
+    assert ranks[0][0].seed != ranks[1][0].seed
+
+
+def test_every_sample_comes_once_per_epoch():
+    order = MixtureOrder([100], seed=1)
+    draws = order.draw(0, 300)
+    assert all(sorted(draws[i : i + 100]) == list(range(100)) for i in (0, 100, 200)) and not np.array_equal(draws[:100], draws[100:200])
+    np.testing.assert_array_equal(MixtureOrder([100], seed=1).draw(9000, 50), order.draw(8990, 60)[10:])
+
+
+def test_a_mixture_keeps_its_weights_and_its_datasets_epochs():
+    order = MixtureOrder([50, 500], seed=0, weights=[3, 1])
+    draws = order.draw(0, 20000)
+    assert abs((draws < 50).mean() - 0.75) < 0.02
+    small, large = draws[draws < 50], draws[draws >= 50]
+    assert sorted(small[:50]) == list(range(50)) and sorted(large[500:1000]) == list(range(50, 550))
+    assert MixtureOrder([50, 500], seed=0, weights=[0, 1]).draw(0, 1000).min() >= 50
+
+
+def test_two_datasets_are_gathered_into_one_batch(source, tmp_path):
+    write(tmp_path / "other", (6, 7))
+    both, other = dataset(source, open_source(tmp_path / "other")), open_source(tmp_path / "other")
+    assert both.sizes == [30, 13]
+    samples = both.batch([31, 2, 42, 0])
+    assert [bar_width(image) for image in samples.images[:, 0]] == [2, 3, 7, 1]
+    assert samples.instructions == ("first task", "first task", "second task", "first task")
+    assert samples.grounding is not None
+    np.testing.assert_array_equal(samples.grounding[2], other.extra("grounding", 1)[6])
+
+
+def test_an_error_in_the_background_reaches_the_training_loop(source):
+    def fail(samples: Samples) -> Samples:
+        raise ValueError("no such token")
+
+    data = dataset(source)
+    with pytest.raises(ValueError, match="no such token"):
+        taken(BatchLoader(data, MixtureOrder(data.sizes, seed=0), 4, fail), 1)
+
+
+def test_bad_settings_are_refused(source):
+    data = dataset(source)
+    order = MixtureOrder(data.sizes, seed=0)
+    with pytest.raises(ValueError, match="batch_size must be positive"):
+        BatchLoader(data, order, 0, keep)
+    with pytest.raises(ValueError, match="rank must be in"):
+        BatchLoader(data, order, 1, keep, rank=2, world_size=2)
+    with pytest.raises(ValueError, match="the order was made for"):
+        BatchLoader(data, MixtureOrder([7], seed=0), 1, keep)
+    with pytest.raises(ValueError, match="2 weights for 1 datasets"):
+        MixtureOrder([7], seed=0, weights=[1, 2])
+    with pytest.raises(ValueError, match="weights must be non-negative"):
+        MixtureOrder([7], seed=0, weights=[-1])
+    with pytest.raises(ValueError, match="have a weight but no samples"):
+        MixtureOrder([7, 0], seed=0, weights=[1, 1])
+    with pytest.raises(ValueError, match=r"has no \['depth'\]; it has \['grounding'\]"):
+        dataset(source, grounding="depth")
+    with pytest.raises(IndexError, match="asked for"):
+        data.batch([len(data)])
+    with pytest.raises(ValueError, match="no datasets"):
+        ChunkDataset([], SPEC, [], image_size=8)
