@@ -31,9 +31,11 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, device: str =
     Raises ValueError before any work for data that does not fit, for an `out` that is not empty without `resume`, and for a resumed run
     whose configuration has changed; FloatingPointError when the loss stops being finite (the last good checkpoint stays).
     """
-    _prepare_folder(config, out, resume)
+    _check_folder(config, out, resume)
     sources = setup.open_datasets(config)
     policy = setup.build_policy(config, sources)
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / "train.json", json.dumps(to_dict(config), indent=2) + "\n")
     dataset = setup.build_dataset(config, policy, sources)
     policy.to(device).train()
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -97,17 +99,14 @@ def build_optimizer(config: TrainConfig, policy: nn.Module) -> torch.optim.Optim
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
-def _prepare_folder(config: TrainConfig, out: Path, resume: bool) -> None:
-    document = json.dumps(to_dict(config), indent=2) + "\n"
+def _check_folder(config: TrainConfig, out: Path, resume: bool) -> None:
     saved = out / "train.json"
-    if resume and saved.is_file():
-        changed = _changed_fields(json.loads(saved.read_text()), json.loads(document))
-        if changed:
-            raise ValueError(f"cannot resume {out}: the configuration has changed in {', '.join(changed)}; use the same one, or another folder")
+    if not (resume and saved.is_file()):
+        require_empty(out)
         return
-    require_empty(out)
-    out.mkdir(parents=True, exist_ok=True)
-    replace_file(saved, document)
+    changed = _changed_fields(json.loads(saved.read_text()), json.loads(json.dumps(to_dict(config))))
+    if changed:
+        raise ValueError(f"cannot resume {out}: the configuration has changed in {', '.join(changed)}; use the same one, or another folder")
 
 
 def _changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

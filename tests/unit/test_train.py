@@ -1,0 +1,179 @@
+"""Training on real (tiny) datasets: it learns, saves whole checkpoints, resumes exactly, and refuses what does not fit."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vla_oft.data.lerobot_writer import Episode, LeRobotWriter
+from vla_oft.heads import grounding, l1
+from vla_oft.policy import Policy
+from vla_oft.robots.tabletop import SPEC
+from vla_oft.train import checkpoint
+from vla_oft.train.config import Dataset, Fresh, Phase, Pretrained, TrainConfig
+from vla_oft.train.loop import train
+from vla_oft.train.schedule import Cosine
+
+LENGTH = 12
+
+
+def write_demos(out: Path, *, cameras: tuple[str, ...] = SPEC.cameras, state_dim: int = 8, masks: bool = True) -> Path:
+    """Two episodes in which a bright image means "forward" and a dark one "back"."""
+    spec = dataclasses.replace(SPEC, cameras=cameras, state_dim=state_dim)
+    rng = np.random.default_rng(0)
+    with LeRobotWriter(out, spec) as writer:
+        for number in range(2):
+            level = 200 if number else 40
+            images = {camera: np.full((LENGTH, 64, 64, 3), level, np.uint8) for camera in cameras}
+            actions = rng.normal(0, 0.05, (LENGTH, 7)).astype(np.float32)
+            actions[:, 0] += 0.5 if number else -0.5
+            actions[:, 6] = 1 if number else -1
+            extras = {
+                "grounding": rng.integers(0, 2, (LENGTH, len(cameras), 2, 8, 8)).astype(np.uint8),
+                "landmarks": rng.normal(size=(LENGTH, 2, 3)).astype(np.float32),
+            }
+            writer.append_episode(
+                Episode(
+                    images=images,
+                    states=rng.normal(size=(LENGTH, state_dim)).astype(np.float32),
+                    actions=actions,
+                    instructions="touch the red block",
+                    extras=extras if masks else {},
+                )
+            )
+    return out
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory) -> Path:
+    return write_demos(tmp_path_factory.mktemp("data") / "demos")
+
+
+def config(demos: Path, **changes) -> TrainConfig:
+    defaults = TrainConfig(
+        name="test",
+        robot="tabletop",
+        model=Fresh(size="nano", head=l1.Config(), grounding=grounding.Config()),
+        datasets=(Dataset(name="demos", path=str(demos)),),
+        phases=(Phase(steps=6, mixture=(1.0,)),),
+        batch_size=4,
+        lr=1e-3,
+        schedule=Cosine(warmup_steps=2),
+        precision="fp32",
+        frame_cache="ram",
+        log_every=1,
+        save_every=3,
+        ema_decay=0.9,
+    )
+    return dataclasses.replace(defaults, **changes)
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_learns_what_the_demonstrations_show(demos, tmp_path):
+    longer = config(demos, phases=(Phase(steps=60, mixture=(1.0,)),), save_every=60, ema_decay=None)
+    train(longer, tmp_path / "run")
+    losses = [row["action_l1"] for row in rows(tmp_path / "run")]
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:3])
+
+
+def test_a_run_leaves_a_loadable_checkpoint_and_says_how_it_was_made(demos, tmp_path):
+    folder = train(config(demos), tmp_path / "run")
+    assert folder.name == "step-000006"
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["step"] == 6 and facts["datasets"][0]["episodes"] == 2 and facts["versions"]["torch"] == torch.__version__
+    assert Policy.load(tmp_path / "run").config.robot == SPEC
+    assert "policy" in (folder / "README.md").read_text()
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(demos, tmp_path):
+    whole = config(demos)
+    train(whole, tmp_path / "whole")
+    train(whole, tmp_path / "resumed")
+    last = tmp_path / "resumed" / "checkpoints"
+    for file in sorted((last / "step-000006").rglob("*"), reverse=True):  # as if killed after step 3
+        file.rmdir() if file.is_dir() else file.unlink()
+    (last / "step-000006").rmdir()
+    train(whole, tmp_path / "resumed", resume=True)
+    first, second = (rows(tmp_path / name) for name in ("whole", "resumed"))
+    assert [r["step"] for r in second] == [1, 2, 3, 4, 5, 6]
+    assert [r["loss"] for r in first] == [r["loss"] for r in second]
+    weights = [Policy.load(tmp_path / name).state_dict() for name in ("whole", "resumed")]
+    for name in weights[0]:
+        assert torch.equal(weights[0][name], weights[1][name]), name
+
+
+def test_phases_mix_the_datasets_as_they_say(demos, tmp_path):
+    scenes = write_demos(tmp_path / "other")
+    both = config(
+        demos,
+        datasets=(Dataset(name="a", path=str(demos)), Dataset(name="b", path=str(scenes))),
+        phases=(Phase(steps=2, mixture=(0.0, 1.0)), Phase(steps=4, mixture=(1.0, 0.0))),
+    )
+    train(both, tmp_path / "run")
+    assert [r["step"] for r in rows(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    state = checkpoint.load_trainer(tmp_path / "run")
+    assert state is not None and state["phase"] == 1 and state["loader"]["position"] == 16
+
+
+def test_old_checkpoints_are_pruned_and_the_pointer_follows(demos, tmp_path):
+    train(config(demos, save_every=2, keep_last=2), tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run") == [4, 6]
+    assert (tmp_path / "run/checkpoints/last").resolve().name == "step-000006"
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights_and_its_statistics(demos, tmp_path):
+    base = train(config(demos), tmp_path / "base")
+    tuned = config(demos, model=Pretrained(path=str(base), statistics="base"), lr=1e-9, weight_decay=0.0, ema_decay=None)
+    folder = train(tuned, tmp_path / "tuned")
+    before, after = Policy.load(base), Policy.load(folder)
+    assert after.config.dataset == before.config.dataset
+    for name, weight in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], weight, atol=1e-6, rtol=0)
+
+
+def test_a_blind_run_never_reads_the_instruction(demos, tmp_path):
+    base = train(config(demos), tmp_path / "base")
+    folder = train(config(demos, model=Pretrained(path=str(base), statistics="base", prompt_style="blind")), tmp_path / "blind")
+    encode = Policy.load(folder).encode_prompts
+    assert encode.ids("touch the red block") == encode.ids("anything else")
+
+
+@pytest.mark.parametrize(
+    ("demo_options", "message"),
+    [({"cameras": ("front",)}, "no camera wrist"), ({"state_dim": 6}, "6 state dimensions, robot 'tabletop' has 8")],
+)
+def test_data_that_does_not_fit_the_robot_is_refused_before_work(tmp_path, demo_options, message):
+    demos = write_demos(tmp_path / "demos", masks=False, **demo_options)
+    with pytest.raises(ValueError, match=message):
+        train(config(demos), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_kept(demos, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        train(config(demos), tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_resuming_with_another_configuration_is_refused_by_field(demos, tmp_path):
+    train(config(demos), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"changed in lr \(0.001 then, 0.002 now\)"):
+        train(config(demos, lr=2e-3), tmp_path / "run", resume=True)
+
+
+def test_missing_and_empty_datasets_are_named(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        train(config(tmp_path / "nowhere"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.0}, {"batch_size": 0}, {"phases": ()}, {"ema_decay": 1.0}, {"datasets": ()}])
+def test_impossible_settings_are_refused_by_field(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        config(Path("x"), **change)
