@@ -5,6 +5,7 @@ Demonstrations are collected with seeds below 1_000_000, so no evaluation scene 
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from vla_oft.evaluate.controls import CONTROLS, Condition, InstructionFilter, conditions
@@ -54,6 +55,7 @@ class EvalConfig:
         need(self.camera_size >= 1, "camera_size", "must be positive")
         need(self.record >= 0, "record", "must not be negative")
         need(not self.record or self.out is not None, "record", "needs a folder for the videos: set out")
+        need(not self.record or find_spec("av") is not None, "record", "needs PyAV: pip install 'vla-oft[data]'")
 
 
 @dataclass(frozen=True, kw_only=True)

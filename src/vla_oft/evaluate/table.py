@@ -12,7 +12,7 @@ def print_results(results: Results, console: Console | None = None) -> None:
     console = console or Console()
     console.print(table(results))
     for line in reading(results):
-        console.print(f"- {line}", highlight=False)
+        console.print(f"- {line}", highlight=False, markup=False)
 
 
 def table(results: Results) -> Table:
