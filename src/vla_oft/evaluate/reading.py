@@ -16,7 +16,7 @@ HEADINGS = {
 ROLES = {"normal": "policy", "expert": "ceiling"}
 
 
-MEDIA_NOTE = "The first scenes of each task, not a selection. The insets show what the policy saw when it last looked."
+MEDIA_NOTE = "The first scenes of each task, not a selection. On the right, what the policy saw when it last looked."
 
 
 def success_rows(results: Results) -> tuple[SuccessRow, ...]:

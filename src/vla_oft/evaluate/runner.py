@@ -108,7 +108,7 @@ class _Slot:
         if plan.record and config.out is not None:
             path = config.out / "videos" / f"{plan.task.simulator}-{plan.task.family}-{plan.condition.name}-{plan.seed}.mp4"
             control_hz = self.env.spec.control_hz
-            recorder = Recorder(Mp4(path, control_hz), control_hz=control_hz, inset=config.record_inset)
+            recorder = Recorder(Mp4(path, control_hz), control_hz=control_hz, show_cameras=config.record_cameras)
         self.episode = Episode(plan, self.env, hold_steps=config.hold_steps, recorder=recorder)
         return self.episode
 

@@ -1,11 +1,12 @@
 """Recordings for people: the simulator's picture, what the policy saw, what it was told, and the verdict.
 
-    +---------------------------+
-    |     Simulator.frame       |
-    |                  [cam][cam]   insets: the cameras at the policy's last look
-    +---------------------------+
+    +-------------------+-------+
+    |                   |  cam  |   the cameras at the policy's last look
+    |  Simulator.frame  +-------+
+    |                   |  cam  |
+    +-------------------+-------+
     | touch the red block       |   the words that the policy was given
-    | 1.35 s          success   |
+    | 1.35 s            success |
     +---------------------------+
 
 `Mp4` needs PyAV (extra `data`); `Strip` needs Pillow alone and lays a few moments side by side in one PNG.
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-WIDTH, HEIGHT, BAND, INSET = 480, 360, 64, 100
+WIDTH, HEIGHT, BAND = 480, 360, 64
 BACKGROUND, INK, QUIET = (17, 20, 26), (238, 241, 245), (148, 158, 172)
 GOOD, BAD = (74, 202, 128), (255, 122, 110)
 HOLD_S = 1.0
@@ -98,13 +99,13 @@ def strip(frames: Sequence[np.ndarray], columns: int) -> np.ndarray:
 class Recorder:
     """Draws the frames of one episode and passes them to a sink."""
 
-    def __init__(self, sink: Sink, *, control_hz: float, inset: bool) -> None:
-        self.sink, self.control_hz, self.inset = sink, control_hz, inset
+    def __init__(self, sink: Sink, *, control_hz: float, show_cameras: bool) -> None:
+        self.sink, self.control_hz, self.show_cameras = sink, control_hz, show_cameras
         self._last: tuple[np.ndarray, str, Mapping[str, np.ndarray], float] | None = None
 
     def add(self, picture: np.ndarray, instruction: str, cameras: Mapping[str, np.ndarray], time_s: float) -> None:
         """One control step: `picture` uint8 (HEIGHT, WIDTH, 3), `cameras` as the policy last saw them."""
-        self._last = (picture, instruction, cameras if self.inset else {}, time_s)
+        self._last = (picture, instruction, cameras if self.show_cameras else {}, time_s)
         self.sink.add(draw(*self._last))
 
     def finish(self, verdict: str, good: bool) -> None:
@@ -122,17 +123,15 @@ def hold_frames(control_hz: float) -> int:
 def draw(
     picture: np.ndarray, instruction: str, cameras: Mapping[str, np.ndarray], time_s: float, *, verdict: str = "", good: bool = False
 ) -> np.ndarray:
-    """One captioned frame, uint8 (HEIGHT + BAND, WIDTH, 3)."""
-    height, width = picture.shape[:2]
+    """One captioned frame, uint8 (HEIGHT + BAND, WIDTH + the cameras' column, 3)."""
+    height, picture_width = picture.shape[:2]
+    side = min(height // len(cameras), height // 2) // 2 * 2 if cameras else 0
+    width = picture_width + side
     canvas = Image.new("RGB", (width, height + BAND), BACKGROUND)
     canvas.paste(Image.fromarray(picture), (0, 0))
+    for place, image in enumerate(cameras.values()):
+        canvas.paste(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR), (picture_width, place * side))
     pen = ImageDraw.Draw(canvas)
-    right, top = width - 8, height - INSET - 8
-    for image in reversed(list(cameras.values())):
-        inset = Image.fromarray(image).resize((INSET, INSET), Image.Resampling.BILINEAR)
-        canvas.paste(inset, (right - INSET, top))
-        pen.rectangle((right - INSET - 1, top - 1, right, top + INSET), outline=INK)
-        right -= INSET + 6
     words, font = _fitted(pen, instruction, width - 28)
     pen.text((14, height + 11), words, font=font, fill=INK)
     small = ImageFont.load_default(13)
