@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_oft.data.lerobot_writer import Episode, LeRobotWriter
+from vla_oft.data.lerobot_writer import LeRobotWriter
+from vla_oft.data.recording import Episode
 from vla_oft_client import RobotSpec
 
 SPEC = RobotSpec(

@@ -13,7 +13,8 @@ import pytest
 from demonstrations import LENGTHS, SPEC, bar_width, episode, write
 
 from vla_oft.data.base import check_source, instruction, open_source, source_statistics
-from vla_oft.data.lerobot_writer import LeRobotWriter, encode
+from vla_oft.data.lerobot_writer import LeRobotWriter
+from vla_oft.data.recording import encode
 from vla_oft.data.video import encode_clip, num_frames, read_frames
 from vla_oft.statistics import load_statistics
 

@@ -5,7 +5,8 @@
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,9 +17,10 @@ from zlib import crc32
 import numpy as np
 
 from vla_oft.atomic import require_empty
-from vla_oft.collect.workers import Collected, MakeExpert, MakeSimulator, in_order, make_expert, make_simulator, simulator_of
-from vla_oft.data.lerobot_writer import Block, Episode, LeRobotWriter, encode
+from vla_oft.collect.workers import Collected, MakeExpert, MakeSimulator, in_order, make_expert, make_simulator, open_pool, simulator_of
+from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.data.progress import progress
+from vla_oft.data.recording import Block, Episode, encode
 from vla_oft.sims.base import Simulator
 from vla_oft_client import RobotSpec
 
@@ -77,8 +79,9 @@ def collect(config: CollectConfig, make: MakeSimulator = make_simulator, expert:
     with ExitStack() as stack:
         advance = stack.enter_context(progress("recording", total, "episodes"))
         writer: LeRobotWriter | None = None
+        pool = stack.enter_context(open_pool(config.workers))
         for suite in config.suite:
-            for recorded in _successes(config, suite, make, expert):
+            for recorded in _successes(config, suite, partial(_attempt, config, suite, make, expert), pool):
                 if recorded.block is None:
                     num_failed += 1
                     continue
@@ -100,10 +103,12 @@ class _Recorded:
     block: Block | None
 
 
-def _successes(config: CollectConfig, suite: str, make: MakeSimulator, expert: MakeExpert) -> Iterator[_Recorded]:
+def _successes(
+    config: CollectConfig, suite: str, attempt: Callable[[int], _Recorded], pool: ProcessPoolExecutor | None
+) -> Iterator[_Recorded]:
     """All attempts, in the order of their seeds, until enough succeeded."""
     missing, failed = config.episodes, 0
-    attempts = in_order(partial(_attempt, config, suite, make, expert), (config.seed + i for i in count()), config.workers)
+    attempts = in_order(pool, attempt, (config.seed + i for i in count()))
     try:
         for recorded in attempts:
             yield recorded
@@ -113,7 +118,7 @@ def _successes(config: CollectConfig, suite: str, make: MakeSimulator, expert: M
             if failed >= 20 + config.episodes:
                 raise ValueError(f"the expert of {suite} failed {failed} times: lower noise.std={config.noise.std}, or fix the expert")
     finally:
-        attempts.close()  # type: ignore[attr-defined]
+        attempts.close()
 
 
 def _attempt(config: CollectConfig, suite: str, make: MakeSimulator, expert: MakeExpert, seed: int) -> _Recorded:

@@ -16,9 +16,10 @@ import numpy as np
 
 from vla_oft.atomic import require_empty
 from vla_oft.collect.episodes import grounding, stack_answers
-from vla_oft.collect.workers import Collected, MakeSimulator, in_order, make_simulator, simulator_of
-from vla_oft.data.lerobot_writer import Block, Episode, LeRobotWriter, encode
+from vla_oft.collect.workers import Collected, MakeSimulator, in_order, make_simulator, open_pool, simulator_of
+from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.data.progress import progress
+from vla_oft.data.recording import Block, Episode, encode
 from vla_oft.sims.base import Simulator
 from vla_oft_client import RobotSpec
 
@@ -72,7 +73,8 @@ def collect_scenes(config: SceneConfig, make: MakeSimulator = make_simulator) ->
     with ExitStack() as stack:
         advance = stack.enter_context(progress("rendering", config.scenes, "scenes"))
         writer: LeRobotWriter | None = None
-        for spec, block in in_order(partial(_render, config, make), blocks, config.workers):
+        pool = stack.enter_context(open_pool(config.workers))
+        for spec, block in in_order(pool, partial(_render, config, make), blocks):
             if writer is None:
                 writer = stack.enter_context(LeRobotWriter(config.out, spec, kind="scenes", provenance=provenance))
             writer.append(block)

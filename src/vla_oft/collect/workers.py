@@ -3,17 +3,22 @@
 import importlib
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from vla_oft.sims.base import Simulator, SimulatorError, simulators
+
+AHEAD = 16
+"""Tasks submitted before the oldest has been used."""
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -66,29 +71,43 @@ def close_simulator() -> None:
         _current = None
 
 
-def in_order(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
-    """Results of `function` over (possibly endless) `tasks`, in their order. workers=0 runs in this process.
-
-    Closing the iterator abandons what is under way.
-    """
+@contextmanager
+def open_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes for `in_order`; None, for workers=0, means this process."""
     if workers < 0:
         raise ValueError(f"workers must be 0 (this process) or more, got {workers}")
     if not workers:
         try:
-            yield from map(function, tasks)
+            yield None
         finally:
             close_simulator()
         return
-    waiting: deque[Future[Result]] = deque()
-    remaining = iter(tasks)
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_close_at_exit) as pool:
         try:
-            waiting.extend(pool.submit(function, task) for task in islice(remaining, 2 * workers))
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(pool.submit(function, task) for task in islice(remaining, 1))
-                yield result
-        except BrokenProcessPool:
-            raise SimulatorError("a recording process died: its renderer crashed or memory ran out; use fewer workers") from None
+            yield pool
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _close_at_exit() -> None:
+    """Renderers must be freed before the libraries they use: at interpreter exit it is too late."""
+    Finalize(None, close_simulator, exitpriority=100)
+
+
+def in_order(pool: ProcessPoolExecutor | None, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
+    """Results of `function` over (possibly endless) `tasks`, in their order. Closing the iterator abandons what is under way."""
+    if pool is None:
+        yield from map(function, tasks)
+        return
+    remaining = iter(tasks)
+    waiting: deque[Future[Result]] = deque(pool.submit(function, task) for task in islice(remaining, AHEAD))
+    try:
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, task) for task in islice(remaining, 1))
+            yield result
+    except BrokenProcessPool:
+        raise SimulatorError("a recording process died: its renderer crashed or memory ran out; use fewer workers") from None
+    finally:
+        for future in waiting:
+            future.cancel()

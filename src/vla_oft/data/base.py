@@ -16,7 +16,9 @@ import vla_oft.data
 from vla_oft.statistics import DatasetStatistics, compute_statistics
 from vla_oft_client import RobotSpec
 
-_NOT_FORMATS = frozenset({"augment", "base", "cache", "chunks", "lerobot_meta", "lerobot_writer", "loader", "mixture", "progress", "video"})
+_NOT_FORMATS = frozenset(
+    {"augment", "base", "cache", "chunks", "lerobot_meta", "lerobot_writer", "loader", "mixture", "progress", "recording", "video"}
+)
 
 
 class Source(Protocol):

@@ -163,7 +163,7 @@ class _Part:
         landmarks: str | None,
         parity: bool,
     ) -> None:
-        missing = sorted({grounding, landmarks} - {None, *source.extras})
+        missing = [name for name in (grounding, landmarks) if name is not None and name not in source.extras]
         if missing:
             raise ValueError(f"dataset {source.path} has no {missing}; it has {sorted(source.extras) or 'no extras'}")
         train = "train" if parity else None

@@ -6,7 +6,7 @@ than they bring); video is decoded by `num_workers` processes. Either way the ba
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -76,18 +76,18 @@ class BatchLoader(Generic[Batch]):
             yield self.order.draw(position + self.rank, self.batch_size, self.world_size), seed
             position += self.batch_size * self.world_size
 
-    def _by_processes(self) -> Iterator[Batch]:
+    def _by_processes(self) -> Generator[Batch, None, None]:
         loader = DataLoader(
             _Fetch(self.dataset),  # type: ignore[arg-type]
             sampler=self._requests(),  # type: ignore[arg-type]
             batch_size=None,
             num_workers=self.num_workers,
-            collate_fn=self.collate,
+            collate_fn=self.collate,  # type: ignore[arg-type]
             prefetch_factor=self.prefetch,
         )
         yield from loader
 
-    def _by_thread(self) -> Iterator[Batch]:
+    def _by_thread(self) -> Generator[Batch, None, None]:
         ready: queue.Queue[Any] = queue.Queue(self.prefetch)
         stop = threading.Event()
 

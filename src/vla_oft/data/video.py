@@ -172,7 +172,7 @@ class ClipFile:
     def append(self, clip: Clip) -> int:
         """Add all frames of `clip`; return the position of its first."""
         first = self.num_frames
-        with av.open(io.BytesIO(clip.data)) as source:
+        with av.open(io.BytesIO(clip.data), "r") as source:
             template = source.streams.video[0]
             header = bytes(template.codec_context.extradata or b"")
             if self._stream is None:
