@@ -248,6 +248,12 @@ def test_importing_the_simulator_does_not_import_mujoco():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_a_forgotten_renderer_ends_quietly():
+    code = "from vla_oft.sims import tabletop\nenv = tabletop.make('touch')\nenv.observe()\nenv.frame(48, 64)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_pictures_for_people_have_the_size_asked_for(env):
     env.reset(0)
     frame = env.frame(120, 160)

@@ -4,9 +4,11 @@ MuJoCo reads the environment variable MUJOCO_GL once, when it is imported, so ev
 On a machine without a screen the choices are `egl` (GPU driver, or Mesa on the CPU) and `osmesa` (always the CPU).
 """
 
+import atexit
 import ctypes
 import os
 import sys
+import weakref
 from types import ModuleType
 from typing import Any
 
@@ -100,6 +102,14 @@ class Renderer:
             visual.global_.offwidth = max(visual.global_.offwidth, width)
             try:
                 self._renderers[key] = self._mujoco.Renderer(self._model, height, width)
+                if len(self._renderers) == 1:
+                    atexit.register(_close, weakref.ref(self))  # now, so that it runs before MuJoCo's own clean-up of the driver
             except Exception as error:  # EGL, OSMesa and GLFW each raise their own kinds
                 raise SimulatorError(ADVICE % (os.environ.get("MUJOCO_GL"), error)) from error
         return self._renderers[key]
+
+
+def _close(renderer: "weakref.ref[Renderer]") -> None:
+    alive = renderer()
+    if alive is not None:
+        alive.close()
