@@ -9,9 +9,9 @@ from vla_oft.evaluate.success import Rate, separated
 
 HEADINGS = {
     "normal": "As instructed",
-    "swapped": "Same scenes, another object named (swapped)",
-    "blind": "Same scenes, object not named (blind)",
-    "expert": "Scripted expert, which sees the simulator's state",
+    "swapped": "Another object named (swapped)",
+    "blind": "Object not named (blind)",
+    "expert": "Scripted expert (reads the simulator's state)",
 }
 ROLES = {"normal": "policy", "expert": "ceiling"}
 

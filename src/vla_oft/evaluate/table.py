@@ -1,38 +1,43 @@
 """The final result on a terminal."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
-from vla_oft.evaluate.reading import condition_rows, interval, reading
+from vla_oft.evaluate.reading import interval, reading, success_rows
+from vla_oft.evaluate.report import SuccessRow
 from vla_oft.evaluate.results import Results
 
 
 def print_results(results: Results, console: Console | None = None) -> None:
     """The table, and below it what the numbers say."""
     console = console or Console()
-    console.print(table(results))
+    print_table(success_rows(results), console)
     for line in reading(results):
         console.print(f"- {line}", highlight=False, markup=False)
 
 
-def table(results: Results) -> Table:
-    """The final result for a terminal."""
+def print_table(rows: Sequence[SuccessRow], console: Console | None = None) -> None:
+    """The bars of a report, as a table."""
     drawn = Table(title="Closed-loop evaluation", caption="intervals: Wilson, 95 %", title_justify="left", caption_justify="left")
-    for name in ("condition", "task", "success", "interval"):
+    for name in ("", "success", "interval"):
         drawn.add_column(name, no_wrap=True)
     for name in ("right object", "mean steps"):
         drawn.add_column(name, justify="right")
-    for condition in results.conditions():
-        drawn.add_section()
-        for row in condition_rows(results, condition):
-            rate, correct = row.success, row.correct
-            drawn.add_row(
-                condition,
-                row.label,
-                "-" if rate.value is None else f"{100 * rate.value:.0f} % ({rate.successes}/{rate.episodes})",
-                interval(rate) if rate.episodes else "-",
-                f"{correct.successes}/{correct.episodes}" if correct and correct.episodes else "-",
-                "-" if row.mean_steps is None else f"{row.mean_steps:.0f}",
-                style="bold" if row.total else None,
-            )
-    return drawn
+    group = None
+    for row in rows:
+        if row.group != group:
+            drawn.add_section()
+            drawn.add_row(f"[bold]{row.group}")
+            group = row.group
+        rate, correct = row.success, row.correct
+        drawn.add_row(
+            f"  {row.label}",
+            "-" if rate.value is None else f"{100 * rate.value:.0f} % ({rate.successes}/{rate.episodes})",
+            interval(rate) if rate.episodes else "-",
+            f"{correct.successes}/{correct.episodes}" if correct and correct.episodes else "-",
+            "-" if row.mean_steps is None else f"{row.mean_steps:.0f}",
+            style="bold" if row.total else None,
+        )
+    (console or Console()).print(drawn)
