@@ -21,10 +21,11 @@ def print_results(results: Results, console: Console | None = None) -> None:
 def print_table(rows: Sequence[SuccessRow], console: Console | None = None) -> None:
     """The bars of a report, as a table."""
     drawn = Table(title="Closed-loop evaluation", caption="intervals: Wilson, 95 %", title_justify="left", caption_justify="left")
-    for name in ("", "success", "interval"):
+    drawn.add_column("")
+    for name in ("success", "interval"):
         drawn.add_column(name, no_wrap=True)
-    for name in ("right object", "mean steps"):
-        drawn.add_column(name, justify="right")
+    for name in ("right object", "steps"):
+        drawn.add_column(name, justify="right", no_wrap=True)
     group = None
     for row in rows:
         if row.group != group:
