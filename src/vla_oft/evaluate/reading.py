@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vla_oft.evaluate import latency
+from vla_oft.evaluate.plan import FIRST_SEED
 from vla_oft.evaluate.report import Media, SuccessRow, Tile
 from vla_oft.evaluate.results import Results, Trial
 from vla_oft.evaluate.success import Rate, separated
@@ -91,7 +92,7 @@ def reading(results: Results) -> tuple[str, ...]:
     if seeds:
         lines.append(
             f"Scenes have seeds {min(seeds)} to {max(seeds)}, the same under every condition; "
-            f"demonstrations are collected with seeds below 1000000."
+            f"demonstrations with seeds below {FIRST_SEED} share none of them."
         )
     lines.append("One trained policy was measured: how much another training run would differ is not part of any interval.")
     if results.stopped:
