@@ -16,8 +16,9 @@ test-all: install lint         ## the slow tests as well
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	$(BIN)/lint-imports
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 install: $(VENV)/.installed
 

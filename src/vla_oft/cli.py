@@ -1,6 +1,7 @@
 """The command line. Each command imports what it needs when it runs, so that `vla-oft --help` answers at once."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -105,15 +106,23 @@ def evaluate(
         execute_steps: actions executed of each chunk before the next query; the whole chunk by default.
         controls: further conditions on the same scenes: swapped (another object is named), blind (none is), expert.
         record: film the first N trials of each task and condition.
-        out: folder for results.jsonl, summary.json and videos; eval/SUITE beside the checkpoint by default.
+        out: folder for results.jsonl, summary.json and videos; a new one beside the checkpoint by default.
         json: print one JSON object on stdout and nothing else.
         device: "cpu" or "cuda"; the GPU if there is one.
     """
     from vla_oft.evaluate.command import EvalRequest, run
 
     request = EvalRequest(
-        checkpoint=checkpoint, suite=suite, trials=trials, seed=seed, num_envs=num_envs, execute_steps=execute_steps,
-        controls=controls, record=record, out=out, device=device,
+        checkpoint=checkpoint,
+        suite=suite,
+        trials=trials,
+        seed=seed,
+        num_envs=num_envs,
+        execute_steps=execute_steps,
+        controls=controls,
+        record=record,
+        out=out,
+        device=device,
     )
     results = run(request, quiet=json)
     if json:
@@ -127,6 +136,7 @@ def data_collect(
     episodes: int = 50,
     seed: int = 0,
     noise: float = 0.0,
+    pushes: float = 0.0,
     camera_size: int = 128,
     grounding_patches: int | None = None,
     workers: int | None = None,
@@ -134,23 +144,32 @@ def data_collect(
     """Record demonstrations of the scripted expert as a LeRobot v3.0 dataset.
 
     Args:
-        suite: tasks, for example tabletop/touch; several share the episodes.
+        suite: tasks, for example tabletop/touch, tabletop (all of them), or tabletop/touch,tabletop/push.
         out: dataset folder; must be empty or absent.
-        episodes: successful episodes to record.
+        episodes: successful episodes to record of each task.
         seed: of the first scene.
         noise: DART noise on the executed action (standard deviation, action units); labels stay the expert's.
+        pushes: chance per step that a push of several steps begins, for example 0.03.
         camera_size: pixels of the square camera images.
         grounding_patches: also store which of N x N patches show the named object.
-        workers: processes; all cores by default.
+        workers: processes, 0 for none; one per core by default.
     """
-    from vla_oft.collect import CollectConfig, collect
+    from vla_oft.collect import CollectConfig, Noise, collect
+    from vla_oft.evaluate.suite import resolve
 
-    chosen: dict[str, Any] = {} if workers is None else {"workers": workers}
-    collect(
+    done = collect(
         CollectConfig(
-            suite=suite, out=out, episodes=episodes, seed=seed, noise=noise, camera_size=camera_size, grounding_patches=grounding_patches, **chosen
+            suite=tuple(str(task) for task in resolve(suite)),
+            out=out,
+            episodes=episodes,
+            seed=seed,
+            noise=Noise(std=noise, hold_probability=pushes, hold_std=0.4),
+            camera_size=camera_size,
+            grounding_patches=grounding_patches,
+            workers=(os.cpu_count() or 1) if workers is None else workers,
         )
     )
+    print(f"{done.out}: {done.num_episodes} episodes, {done.num_frames} frames in {done.duration_s:.0f} s; {done.num_failed} failed")
 
 
 def ckpt_show(checkpoint: Positional[str], *, json: bool = False) -> None:
@@ -177,7 +196,14 @@ def ckpt() -> None:
     """Checkpoints: show."""
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"quickstart": quickstart, "train": train, "show": show, "eval": evaluate, "data": data, "ckpt": ckpt}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "quickstart": quickstart,
+    "train": train,
+    "show": show,
+    "eval": evaluate,
+    "data": data,
+    "ckpt": ckpt,
+}
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {"data": {"collect": data_collect}, "ckpt": {"show": ckpt_show}}
 
 

@@ -17,8 +17,7 @@ T = TypeVar("T")
 def to_dict(value: Any) -> Any:
     """Plain JSON types for a (nested) frozen dataclass."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _field_to_dict(value, f.name) for f in dataclasses.fields(value)}
-        return fields
+        return {f.name: _field_to_dict(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [to_dict(v) for v in value]
     if isinstance(value, dict):
@@ -36,7 +35,9 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
-    missing = sorted(n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+    missing = sorted(
+        n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
     if unknown or missing:
         raise ValueError(f"{where}: unknown fields {unknown}, missing fields {missing}; written by another version?")
     return cls(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in values.items()})
@@ -55,10 +56,9 @@ def _kind(cls: type) -> str:
     return cls.__module__.rsplit(".", 1)[-1] if cls.__name__ == "Config" else cls.__name__.lower()
 
 
-def _dataclass_choices(hint: Any) -> list[type]:
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        return [c for c in typing.get_args(hint) if dataclasses.is_dataclass(c)]
-    return [hint] if dataclasses.is_dataclass(hint) else []
+def _dataclass_choices(hint: Any) -> list[Any]:
+    candidates = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return [c for c in candidates if dataclasses.is_dataclass(c)]
 
 
 def _decode(hint: Any, value: Any, where: str) -> Any:
@@ -87,6 +87,6 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
         raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value

@@ -39,6 +39,12 @@ def lines(document: dict[str, Any]) -> list[str]:
         f"towers     {vlm['dino']['depth'] - 1} x {vlm['dino']['width']} and {vlm['siglip']['depth'] - 1} x {vlm['siglip']['width']}, "
         f"{vlm['dino']['image_size']} px, FiLM {'on' if vlm['film'] else 'off'}",
         f"decoder    {vlm['llm']['depth']} x {vlm['llm']['width']}, vocabulary {vlm['llm']['vocab_size']}",
-        f"statistics {', '.join(f'{n} ({s['num_trajectories']} episodes, {s['num_transitions']} steps)' for n, s in document['statistics'].items())}; used: {policy['dataset']}",
+        f"statistics {_datasets(document['statistics'])}; used: {policy['dataset']}",
     ]
     return out + [f"  {count / 1e6:9.3f} M  {name}" for name, count in sorted(document["parameters"].items())]
+
+
+def _datasets(statistics: dict[str, Any]) -> str:
+    return ", ".join(
+        "{} ({num_trajectories} episodes, {num_transitions} steps)".format(name, **entry) for name, entry in statistics.items()
+    )

@@ -22,7 +22,7 @@ def resize(image: np.ndarray, size: int, method: Filter = "box") -> np.ndarray:
 
 
 def center_crop(image: np.ndarray, area: float) -> np.ndarray:
-    """The central part of uint8 (H, W, 3) that holds `area` of it, resized back to (H, W, 3): the evaluation side of random-crop training."""
+    """The central part of uint8 (H, W, 3) that holds `area` of it, resized back: the evaluation side of random-crop training."""
     if not 0 < area <= 1:
         raise ValueError(f"crop area must be in (0, 1], got {area}")
     if area == 1.0:

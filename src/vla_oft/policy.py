@@ -1,7 +1,7 @@
 """A policy: backbone, FiLM, state projector and action head as ONE module, with its robot, normalisation and tokenizer.
 
-    Policy.load(dir)  ->  policy.act([observation, ...])  ->  [ActionChunk, ...]
-    policy(batch)     ->  (loss, metrics)                     one wrapper, one optimizer, one checkpoint
+Policy.load(dir)  ->  policy.act([observation, ...])  ->  [ActionChunk, ...]
+policy(batch)     ->  (loss, metrics)                     one wrapper, one optimizer, one checkpoint
 """
 
 import json
@@ -233,7 +233,7 @@ def load_config(folder: Path) -> PolicyConfig:
 
 
 def load_weights(policy: Policy, folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> None:
-    """Fill a policy (usually on the meta device) from `*.safetensors`; every missing or unexpected key is an error that lists it."""
+    """Fill a policy (on the meta device: make it one on `device`) from `*.safetensors`; raises ValueError listing every missing or unexpected key."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise ValueError(f"{folder} has no model*.safetensors: not a complete checkpoint")
@@ -247,7 +247,7 @@ def load_weights(policy: Policy, folder: Path, device: str | torch.device, dtype
     wrong = [f"{k}: {tuple(weights[k].shape)} instead of {tuple(s)}" for k, s in expected.items() if k in weights and weights[k].shape != s]
     if missing or unexpected or wrong:
         raise ValueError(f"{folder}: weights do not fit policy.json; missing {missing}, unexpected {unexpected}, wrong shape {wrong}")
-    policy.load_state_dict(weights, strict=True, assign=True)
+    policy.load_state_dict(weights, strict=True, assign=policy.device.type == "meta")
 
 
 class _Decoder:
@@ -284,7 +284,11 @@ class _Decoder:
         num_fixed, num_slots = sum(p.shape[1] for p in prefix), slots.shape[1]
         rows = slice(embeds.shape[1] - num_slots - 2, embeds.shape[1] - 2)
         hidden, penultimate = self.vlm.language_model(
-            embeds, self._positions(num_fixed, embeds.shape[1]), key_mask=self._key_mask(num_fixed, embeds.shape[1]), causal=False, rows=rows
+            embeds,
+            self._positions(num_fixed, embeds.shape[1]),
+            key_mask=self._key_mask(num_fixed, embeds.shape[1]),
+            causal=False,
+            rows=rows,
         )
         self.patch_states = penultimate[:, 1 : 1 + self.num_patches]  # (B, V * P, W) where they enter the last layer
         self.first_hidden = hidden[:, 0]  # (B, W)

@@ -1,11 +1,12 @@
 """The main job in one command on a CPU: demonstrations -> OFT fine-tuning of a pretrained policy -> closed-loop evaluation -> report.
 
-    out/demos/       50 demonstrations of a task family that the shipped base policy has never seen (LeRobot v3.0)
-    out/run/         the fine-tuning run and its checkpoint
-    out/eval/        every rollout, with videos; out/eval-base/, out/eval-untrained/: the same scenes for comparison
-    out/report.html  all of it on one page
+out/demos/       50 demonstrations of a task family that the shipped base policy has never seen (LeRobot v3.0)
+out/run/         the fine-tuning run and its checkpoint
+out/eval/        every rollout, with videos; out/eval-base/, out/eval-untrained/: the same scenes for comparison
+out/report.html  all of it on one page
 """
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,11 @@ from rich.console import Console
 from vla_oft.atomic import require_empty
 from vla_oft.evaluate.command import fingerprint
 from vla_oft.evaluate.plan import FIRST_SEED, SEEDS_A_RUN, EvalConfig
-from vla_oft.evaluate.report import ActionPlot, Report, SuccessRow, Tile, media_of, read_metrics, write_report
+from vla_oft.evaluate.reading import MEDIA_NOTE, condition_rows, facts, interval, media, reading, success_rows, tiles
+from vla_oft.evaluate.report import ActionPlot, Report, SuccessRow, Tile, read_metrics, write_report
 from vla_oft.evaluate.results import Results
 from vla_oft.evaluate.runner import evaluate
-from vla_oft.evaluate.success import Rate, separated
+from vla_oft.evaluate.success import separated
 from vla_oft.evaluate.suite import resolve
 from vla_oft.evaluate.table import print_table
 from vla_oft.policy import Policy
@@ -51,7 +53,9 @@ def run(config: QuickstartConfig) -> Path:
     (task,) = resolve(f"tabletop/{config.task}")
     task.make(64).close()  # no renderer: say so now
     if not (nano_finetune.BASE / "policy.json").is_file():
-        raise ValueError(f"the pretrained base policy is missing at {nano_finetune.BASE}; train it with `vla-oft train nano_base` and copy it there")
+        raise ValueError(
+            f"the pretrained base policy is missing at {nano_finetune.BASE}; train it with `vla-oft train nano_base` and copy it there"
+        )
     console, timing = Console(stderr=True), {}
 
     recipe = nano_finetune.recipe(config.task, config.out / "demos")
@@ -61,12 +65,14 @@ def run(config: QuickstartConfig) -> Path:
         checkpoint = train(recipe.train, config.out / "run")
     with _stage(console, timing, "evaluation"):
         tuned = Policy.load(checkpoint)
-        results = evaluate(tuned, _eval_config(config, "eval", ("swapped", "blind", "expert"), record=4), checkpoint=fingerprint(checkpoint))
+        results = evaluate(
+            tuned, _eval_config(config, "eval", ("swapped", "blind", "expert"), record=4), checkpoint=fingerprint(checkpoint)
+        )
         base = evaluate(Policy.load(nano_finetune.BASE, dtype=torch.float32), _eval_config(config, "eval-base", (), record=0))
         untrained_policy = Policy.create(tuned.config, tuned.statistics, tuned.tokenizer, seed=0).eval()
         untrained = evaluate(untrained_policy, _eval_config(config, "eval-untrained", (), record=0))
     with _stage(console, timing, "report"):
-        rows = _rows(config.task, results, base, untrained)
+        rows = _rows(results, base, untrained)
         report = write_report(config.out / "report.html", _report(config, rows, results, tuned, timing))
     print_table(rows, console=console)
     console.print(f"{sum(timing.values()):.0f} s in all: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in timing.items()))
@@ -80,66 +86,44 @@ def _eval_config(config: QuickstartConfig, folder: str, controls: tuple[str, ...
     )
 
 
-def _rows(task: str, results: Results, base: Results, untrained: Results) -> tuple[SuccessRow, ...]:
-    def row(group: str, label: str, run: Results, condition: str, role: str) -> SuccessRow:
-        score = run.score(condition)
-        return SuccessRow(group=group, label=label, success=score.success, correct=score.correct, mean_steps=score.mean_steps, sim_errors=score.sim_errors, role=role)
+def _rows(results: Results, base: Results, untrained: Results) -> tuple[SuccessRow, ...]:
+    def control(label: str, run: Results) -> SuccessRow:
+        (row,) = condition_rows(run, "normal")
+        return dataclasses.replace(row, group="Same scenes, other policies", label=label, role="control")
 
-    return (
-        row(task, "fine-tuned policy", results, "normal", "policy"),
-        row(task, "same scenes, another object named", results, "swapped", "policy"),
-        row("controls", "fine-tuned, colour words removed", results, "blind", "control"),
-        row("controls", "base policy, not fine-tuned", base, "normal", "control"),
-        row("controls", "untrained policy", untrained, "normal", "control"),
-        row("ceiling", "scripted expert", results, "expert", "ceiling"),
-    )
+    return (*success_rows(results), control("base policy, not fine-tuned", base), control("untrained policy", untrained))
 
 
 def _report(config: QuickstartConfig, rows: tuple[SuccessRow, ...], results: Results, policy: Policy, timing: dict[str, float]) -> Report:
-    success, correct = rows[0].success, rows[0].correct
-    first = FIRST_SEED + config.seed * SEEDS_A_RUN
     parameters = sum(p.numel() for p in policy.parameters())
+    untrained = rows[-1].success
     return Report(
         title=f"{config.task}: from demonstrations to a policy",
         lead=(
-            f"A {parameters / 1e6:.1f} M-parameter vision-language-action policy, pretrained on other task families, fine-tuned with OFT on "
-            f"{nano_finetune.EPISODES} demonstrations of a family it had never seen, then let loose on scenes it had never seen."
+            f"A vision-language-action policy of {parameters / 1e6:.1f} M parameters, pretrained on other task families, fine-tuned "
+            f"with OFT on {nano_finetune.EPISODES} demonstrations of {config.task}, then tested in scenes that it had never seen."
         ),
-        tiles=(
-            Tile(value=f"{success.value:.0%}" if success.value is not None else "-", label=f"success in {success.total} episodes"),
-            Tile(value=f"{correct.value:.0%}" if correct and correct.value is not None else "-", label="right object among those chosen"),
-            Tile(value=f"{sum(timing.values()) / 60:.1f} min", label="from nothing to here"),
+        tiles=(*tiles(results), Tile(value=f"{sum(timing.values()) / 60:.1f} min", label="for everything on this page")),
+        reading=(
+            *reading(results),
+            f"An untrained policy succeeded in {untrained.successes} of {untrained.episodes} ({interval(untrained)}); "
+            + ("the intervals do not overlap." if separated(results.success, untrained) else "the intervals overlap: nothing was shown."),
         ),
-        reading=_reading(rows, first, config.trials),
         success=rows,
         metrics=read_metrics(config.out / "run" / "metrics.jsonl"),
-        actions=(_action_plot(config, policy, first),),
-        media=media_of(results, config.out / "eval"),
-        media_note="The first four scenes of each condition, whatever came of them.",
+        actions=(_action_plot(config, policy),),
+        media=media(results, config.out / "eval"),
+        media_note=MEDIA_NOTE,
         timing=timing,
-        facts={"Versions": results.versions},
+        facts=facts(results),
         command=f"vla-oft quickstart --task {config.task} --trials {config.trials} --seed {config.seed}",
     )
 
 
-def _reading(rows: tuple[SuccessRow, ...], first: int, trials: int) -> tuple[str, ...]:
-    tuned, _, blind, _, untrained, _ = rows
-
-    def compare(what: str, other: Rate) -> str:
-        verdict = "do not overlap" if separated(tuned.success, other) else "OVERLAP: no difference is shown"
-        return f"Against {what}: {tuned.success} and {other}; the 95 % intervals {verdict}."
-
-    return (
-        compare("the same policy without colour words", blind.success),
-        compare("an untrained policy", untrained.success),
-        f"Scenes have seeds {first} to {first + trials - 1}; demonstrations used seeds from 900000 on. Nothing was tuned on these scenes.",
-        "Intervals are Wilson's and cover chance over scenes, not over training runs: another training seed moves the rate by several points.",
-    )
-
-
-def _action_plot(config: QuickstartConfig, policy: Policy, seed: int) -> ActionPlot:
+def _action_plot(config: QuickstartConfig, policy: Policy) -> ActionPlot:
     """The policy's chunks beside the expert's actions, on an episode that the expert drives."""
     (task,) = resolve(f"tabletop/{config.task}")
+    seed = FIRST_SEED + config.seed * SEEDS_A_RUN
     env = task.make(128)
     env.reset(seed)
     expert, predicted, wanted = Expert(env), [], []  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Demonstrations of a scripted expert, disturbed so that the policy also sees how to recover (DART, Laskey et al. 2017).
 
-    the arm executes   expert's action + noise      -> it drifts to where a learned policy also will
-    the dataset holds  expert's action              -> what would have been right there
+the arm executes   expert's action + noise      -> it drifts to where a learned policy also will
+the dataset holds  expert's action              -> what would have been right there
 """
 
 import time

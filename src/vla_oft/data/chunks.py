@@ -1,10 +1,10 @@
 """Time steps of demonstrations as training samples: what the robot saw, and the next K actions.
 
-    episode     a0 a1 a2 a3 a4          K = 3
-    step 1      [a1 a2 a3]              valid 1 1 1
-    step 3            [a3 a4 a4]        valid 1 1 0      past the end: repeat the last action, mask it out
-    step 4               [a4 a4 a4]     valid 1 0 0
-    `parity=True` drops steps 3 and 4 as the reference does: it never trains on the end of an episode.
+episode     a0 a1 a2 a3 a4          K = 3
+step 1      [a1 a2 a3]              valid 1 1 1
+step 3            [a3 a4 a4]        valid 1 1 0      past the end: repeat the last action, mask it out
+step 4               [a4 a4 a4]     valid 1 0 0
+`parity=True` drops steps 3 and 4 as the reference does: it never trains on the end of an episode.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """`vla-oft eval`: load a checkpoint, check that it fits the simulator, evaluate, print a table."""
 
 import hashlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def run(request: EvalRequest, *, quiet: bool = False) -> Results:
     """Evaluate and, unless `quiet`, print the results. Raises ValueError before any work for what does not fit."""
     resolve(request.suite)
     folder = checkpoint_folder(Path(request.checkpoint))
-    out = request.out or folder / "eval" / request.suite.replace("/", "-").replace(",", "+")
+    started = time.strftime("%Y%m%d-%H%M%S")
+    out = request.out or folder.parent / f"eval-{folder.name}-{request.suite.replace('/', '-').replace(',', '+')}-{started}"
     config = EvalConfig(
         suite=request.suite,
         trials=request.trials,

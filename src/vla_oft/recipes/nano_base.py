@@ -17,7 +17,8 @@ from vla_oft.train.schedule import Cosine
 HELD_OUT = "pick_place"
 FAMILIES = ("touch", "push", "lift", "stack")
 CORPUS = (
-    "touch push lift pick up grasp put place stack move open close the red green blue yellow purple block and it on onto into plate forward",
+    "touch push lift pick up grasp put place stack move open close",
+    "the red green blue yellow purple block and it on onto into plate forward",
     "pick up the red block and place it on the plate",
 )
 """Words that the tokenizer knows as a whole. A tokenizer reads more than a policy was trained on."""

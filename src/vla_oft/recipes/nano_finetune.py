@@ -33,5 +33,9 @@ def recipe(family: str = HELD_OUT, demos: Path | None = None) -> Recipe:
             log_every=20,
             save_every=STEPS,
         ),
-        collect=(CollectConfig(suite=(f"tabletop/{family}",), episodes=EPISODES, seed=900_000, out=demos, noise=DART, workers=os.cpu_count() or 1),),
+        collect=(
+            CollectConfig(
+                suite=(f"tabletop/{family}",), episodes=EPISODES, seed=900_000, out=demos, noise=DART, workers=os.cpu_count() or 1
+            ),
+        ),
     )

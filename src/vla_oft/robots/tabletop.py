@@ -1,6 +1,6 @@
 """The embedded simulator's arm: one ViperX-300s over a table, driven like LIBERO's Panda.
 
-Action (7): end-effector increments x, y, z (1.0 = 5 cm), rotation increments (accepted, held at zero by the arm), gripper (-1 open, +1 closed).
+Action (7): end-effector increments x, y, z (1.0 = 5 cm), rotation increments (ignored), gripper (-1 open, +1 closed).
 State (8): end-effector position (3, metres), axis-angle orientation (3, radians), the two finger joints (2, metres).
 """
 

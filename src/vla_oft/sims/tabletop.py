@@ -23,6 +23,7 @@ from vla_oft.sims.tabletop_scene import BLOCK_HALF_M, NUM_BLOCKS, PALETTE, PLATE
 from vla_oft_client import Observation
 
 FAMILIES: tuple[str, ...] = tuple(tabletop_tasks.FAMILIES)
+COLOURS: tuple[str, ...] = tuple(PALETTE)  # the words that tell one block from another
 
 POSITION_STEP_M = 0.05  # an action of 1.0
 WORKSPACE_M = np.array([[0.17, -0.20, 0.028], [0.56, 0.20, 0.28]])  # the TCP stays between these corners

@@ -6,35 +6,59 @@ A checkpoint appears whole or not at all, and the pointer is replaced in one ste
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vla_oft.atomic import atomic_directory
-from vla_oft.policy import Policy
+from vla_oft.policy import Policy, load_weights
 from vla_oft.train.ema import Ema
 
 
-def save(run: Path, step: int, policy: Policy, ema: Ema | None, trainer: dict[str, Any], facts: dict[str, Any], keep_last: int) -> Path:
-    """Write the checkpoint of `step` (averaged weights when there is an EMA), move `last`, prune old ones. Returns its folder."""
-    folder = run / "checkpoints" / f"step-{step:06d}"
+def save(run: Path, policy: Policy, ema: Ema | None, trainer: dict[str, Any], facts: dict[str, Any], keep_last: int) -> Path:
+    """Write the checkpoint of step `trainer["step"]` (averaged weights when there is an EMA), move `last`, prune. Returns its folder."""
+    folder = run / "checkpoints" / f"step-{trainer['step']:06d}"
     if folder.exists():  # left behind by a run that was resumed from an earlier step
         shutil.rmtree(folder)
     with atomic_directory(folder) as temporary:
         (temporary / "trainer").mkdir()
-        torch.save({**trainer, "weights": policy.state_dict() if ema else None, "ema": ema.state_dict() if ema else None}, temporary / "trainer" / "state.pt")
-        if ema:
-            with ema.applied():
-                policy.write(temporary)
-        else:
+        torch.save(trainer, temporary / "trainer" / "state.pt")
+        with ema.applied() if ema else nullcontext():
             policy.write(temporary)
         (temporary / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (temporary / "README.md").write_text(_model_card(policy, step, facts))
+        (temporary / "README.md").write_text(_model_card(policy, facts))
     _point(run / "checkpoints" / "last", folder.name)
     for old in steps(run)[:-keep_last]:
         shutil.rmtree(run / "checkpoints" / f"step-{old:06d}")
     return folder
+
+
+def trainer_state(
+    step: int, phase: int, loader: dict[str, Any], optimizer: torch.optim.Optimizer, policy: Policy, ema: Ema | None
+) -> dict[str, Any]:
+    """Everything that a resumed run needs beside the policy; tensors and plain types only, so that it loads with `weights_only`."""
+    return {
+        "step": step,
+        "phase": phase,
+        "loader": loader,
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+        "ema": ema.state_dict() if ema else None,
+        "weights": policy.state_dict() if ema else None,  # the checkpoint's own weights are the averaged ones
+    }
+
+
+def restore(run: Path, state: dict[str, Any], policy: Policy, ema: Ema | None, optimizer: torch.optim.Optimizer) -> None:
+    """Put everything back as it was when `state` was saved."""
+    if ema:
+        policy.load_state_dict(state["weights"])
+        ema.load_state_dict(state["ema"])
+    else:
+        load_weights(policy, run / "checkpoints" / f"step-{state['step']:06d}", policy.device, None)
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
 
 
 def steps(run: Path) -> list[int]:
@@ -57,13 +81,13 @@ def _point(link: Path, target: str) -> None:
     os.replace(temporary, link)
 
 
-def _model_card(policy: Policy, step: int, facts: dict[str, Any]) -> str:
+def _model_card(policy: Policy, facts: dict[str, Any]) -> str:
     robot = policy.config.robot
     return (
-        f"# {facts['name']}, step {step}\n\n"
+        f"# {facts['name']}, step {facts['step']}\n\n"
         f"A vision-language-action policy for robot `{robot.name}` (cameras {', '.join(robot.cameras)}; state {robot.state_dim}-D; "
         f"actions {robot.action_dim}-D, {robot.action_kind}, {robot.control_hz:g} Hz, chunks of {policy.config.chunk_len}).\n\n"
         f"Trained by `{facts['command']}` with vla-oft {facts['versions']['vla-oft']}; data: "
         + ", ".join(f"{d['name']} ({d['episodes']} episodes, {d['frames']} frames)" for d in facts["datasets"])
-        + ".\n\n```python\nfrom vla_oft.policy import Policy\npolicy = Policy.load(\".\")\nchunk, = policy.act([observation])\n```\n"
+        + '.\n\n```python\nfrom vla_oft.policy import Policy\npolicy = Policy.load(".")\nchunk, = policy.act([observation])\n```\n'
     )

@@ -84,7 +84,11 @@ class TrainConfig:
 
         need(len(self.datasets) > 0, "datasets", "is empty: name at least one dataset folder")
         need(len(self.phases) > 0 and all(p.steps > 0 for p in self.phases), "phases", "needs at least one phase, each with positive steps")
-        need(all(len(p.mixture) == len(self.datasets) for p in self.phases), "phases", f"needs one mixture weight for each of {len(self.datasets)} datasets")
+        need(
+            all(len(p.mixture) == len(self.datasets) for p in self.phases),
+            "phases",
+            f"needs one mixture weight for each of {len(self.datasets)} datasets",
+        )
         need(self.batch_size > 0, "batch_size", "must be positive")
         need(self.lr > 0, "lr", "must be positive")
         need(self.clip_norm > 0, "clip_norm", "must be positive")

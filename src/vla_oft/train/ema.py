@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """A second copy of the trained parameters. The decay ramps up as (1 + n) / (10 + n), so that early averages are not stuck at the start."""
+    """A second copy of the trained parameters. The decay ramps up as (1 + n) / (10 + n): early averages forget the start."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0

@@ -1,10 +1,12 @@
 """The training loop: reads top to bottom, saves and resumes exactly."""
 
 import dataclasses
+import itertools
 import json
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,51 +44,61 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, device: str =
     optimizer = build_optimizer(config, policy)
     ema = Ema(policy, config.ema_decay) if config.ema_decay is not None else None
     facts = _facts(config, setup.dataset_facts(config, sources))
-
-    step, phase, loader_state = 0, 0, None
     state = checkpoint.load_trainer(out) if resume else None
     if state is not None:
-        step, phase, loader_state = state["step"], state["phase"], state["loader"]
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        policy.load_state_dict(state["weights"]) if ema else policy.load_state_dict(_saved_weights(out, step))
-        if ema:
-            ema.load_state_dict(state["ema"])
-    tracker = Tracker(out / "metrics.jsonl", log_every=config.log_every, total_steps=config.total_steps, batch_size=config.batch_size, start_step=step)
+        checkpoint.restore(out, state, policy, ema, optimizer)
+    step = state["step"] if state else 0
+    tracker = Tracker(
+        out / "metrics.jsonl", log_every=config.log_every, total_steps=config.total_steps, batch_size=config.batch_size, start_step=step
+    )
     _announce(config, policy, dataset, step)
 
-    collate = setup.Collate(policy, config.augment)
-    ends = [sum(p.steps for p in config.phases[: i + 1]) for i in range(len(config.phases))]
-    for phase in range(phase, len(config.phases)):
-        loader = _phase_loader(config, dataset, phase, collate)
+    waiting_since = time.monotonic()
+    for phase, loader, batch in _batches(config, dataset, setup.Collate(policy, config.augment), step, state):
+        batch = _to_device(batch, device)
+        wait_s = time.monotonic() - waiting_since
+        lr = config.lr * config.schedule.factor(step, config.total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.precision == "bf16"):
+            loss, metrics = policy(batch)
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if ema:
+            ema.update()
+        step += 1
+        tracker.add(step, {"loss": loss.detach(), **metrics, "grad_norm": grad_norm}, lr, wait_s)
+        saving = step % config.save_every == 0 or step == config.total_steps
+        if (saving or step % config.log_every == 0) and not torch.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"loss {loss.item()}, gradient norm {grad_norm.item()} at step {step}: not finite; "
+                f"the last good checkpoint is {out}/checkpoints/last; lower lr={config.lr}"
+            )
+        if saving:
+            trainer = checkpoint.trainer_state(step, phase, loader.state_dict(), optimizer, policy, ema)
+            checkpoint.save(out, policy, ema, trainer, {**facts, "step": step}, config.keep_last)
+        waiting_since = time.monotonic()
+    return (out / "checkpoints" / "last").resolve()
+
+
+def _batches(
+    config: TrainConfig, dataset: ChunkDataset, collate: setup.Collate, step: int, state: dict[str, Any] | None
+) -> Iterator[tuple[int, BatchLoader[Batch], Batch]]:
+    """The batches of all remaining steps, phase by phase, each with its phase and the loader whose position it advanced."""
+    loader_state = state["loader"] if state else None
+    for phase in range(state["phase"] if state else 0, len(config.phases)):
+        weights = [float(w) for w in config.phases[phase].mixture]
+        order = MixtureOrder(dataset.sizes, seed=config.seed + 7919 * phase, weights=weights)
+        loader = BatchLoader(dataset, order, config.batch_size, collate, num_workers=config.num_workers)
         if loader_state is not None:
             loader.load_state_dict(loader_state)
             loader_state = None
-        batches = iter(loader)
-        while step < ends[phase]:
-            waiting = time.monotonic()
-            batch = _to_device(next(batches), device)
-            wait_s = time.monotonic() - waiting
-            lr = config.lr * config.schedule.factor(step, config.total_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.precision == "bf16"):
-                loss, metrics = policy(batch)
-            loss.backward()
-            grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if ema:
-                ema.update()
+        end = sum(p.steps for p in config.phases[: phase + 1])
+        for batch in itertools.islice(loader, end - step):
             step += 1
-            tracker.add(step, {"loss": loss.detach(), **metrics, "grad_norm": grad_norm}, lr, wait_s)
-            if step % config.log_every == 0 and not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss.item()} at step {step}; the last good checkpoint is {out}/checkpoints/last; lower lr={config.lr}")
-            if step % config.save_every == 0 or step == config.total_steps:
-                trainer = {"step": step, "phase": phase, "loader": loader.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
-                checkpoint.save(out, step, policy, ema, trainer, {**facts, "step": step}, config.keep_last)
-        batches.close()
-    return (out / "checkpoints" / "last").resolve()
+            yield phase, loader, batch
 
 
 def build_optimizer(config: TrainConfig, policy: nn.Module) -> torch.optim.Optimizer:
@@ -111,34 +123,23 @@ def _check_folder(config: TrainConfig, out: Path, resume: bool) -> None:
 
 def _changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     ignored = {"log_every", "save_every", "keep_last", "num_workers"}
-    return [f"{k} ({before.get(k)!r} then, {after.get(k)!r} now)" for k in sorted(before.keys() | after.keys()) if k not in ignored and before.get(k) != after.get(k)]
-
-
-def _phase_loader(config: TrainConfig, dataset: ChunkDataset, phase: int, collate: setup.Collate) -> BatchLoader[Batch]:
-    weights = [float(w) for w in config.phases[phase].mixture]
-    order = MixtureOrder(dataset.sizes, seed=config.seed + 7919 * phase, weights=weights)
-    return BatchLoader(dataset, order, config.batch_size, collate, num_workers=config.num_workers)
-
-
-def _saved_weights(out: Path, step: int) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    folder = out / "checkpoints" / f"step-{step:06d}"
-    return {k: v for file in sorted(folder.glob("model*.safetensors")) for k, v in load_file(str(file)).items()}
+    changed = [k for k in sorted(before.keys() | after.keys()) if k not in ignored and before.get(k) != after.get(k)]
+    return [f"{k} ({before.get(k)!r} then, {after.get(k)!r} now)" for k in changed]
 
 
 def _to_device(batch: Batch, device: str) -> Batch:
     if device == "cpu":
         return batch
-    moved = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return Batch(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})
+    present = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if getattr(batch, f.name) is not None}
+    return dataclasses.replace(batch, **{name: tensor.to(device, non_blocking=True) for name, tensor in present.items()})
 
 
 def _facts(config: TrainConfig, datasets: list[dict[str, Any]]) -> dict[str, Any]:
+    packages = {name: version(name) for name in ("torch", "numpy", "tokenizers", "safetensors")}
     return {
         "name": config.name,
         "command": " ".join(["vla-oft", *sys.argv[1:]]),
-        "versions": {"vla-oft": __version__, "python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy", "tokenizers", "safetensors")}},
+        "versions": {"vla-oft": __version__, "python": platform.python_version(), **packages},
         "datasets": datasets,
         "train": to_dict(config),
     }

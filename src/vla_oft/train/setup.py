@@ -40,7 +40,13 @@ def build_policy(config: TrainConfig, sources: list[Source]) -> Policy:
 
 def _fresh(config: TrainConfig, model: Fresh, sources: list[Source]) -> Policy:
     spec = robots.load(config.robot)
-    corpus = sorted({tokens.PROMPTS[model.prompt_style].format(instruction=task.lower()) for texts in (model.corpus, *(s.tasks for s in sources)) for task in texts})
+    corpus = sorted(
+        {
+            tokens.PROMPTS[model.prompt_style].format(instruction=task.lower())
+            for texts in (model.corpus, *(s.tasks for s in sources))
+            for task in texts
+        }
+    )
     tokenizer, token_ids = tokens.train_tokenizer(corpus, model.vocab_size)
     vlm = {"nano": sizes.nano}[model.size](token_ids)
     policy = PolicyConfig(

@@ -47,7 +47,13 @@ class Tracker:
         parts = [f"step {int(row['step']):>{width}}/{self.total_steps}", f"loss {row['loss']:.4f}", f"action L1 {row['action_l1']:.4f}"]
         if "grounding_hit" in row:
             parts.append(f"grounded {row['grounding_hit']:4.0%}")
-        parts += [f"grad {row['grad_norm']:6.2f}", f"lr {row['lr']:.1e}", f"{rate:6.1f} samples/s", f"data wait {row['data_wait']:4.0%}", f"ETA {_clock(eta_s)}"]
+        parts += [
+            f"grad {row['grad_norm']:6.2f}",
+            f"lr {row['lr']:.1e}",
+            f"{rate:6.1f} samples/s",
+            f"data wait {row['data_wait']:4.0%}",
+            f"ETA {_clock(eta_s)}",
+        ]
         live = sys.stderr.isatty() and not final
         sys.stderr.write(("\r\x1b[2K" if sys.stderr.isatty() else "") + "  ".join(parts) + ("" if live else "\n"))
         sys.stderr.flush()

@@ -28,7 +28,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.num_heads % self.num_kv_heads:
-            raise ValueError(f"width={self.width}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}: each must divide the one before")
+            raise ValueError(
+                f"width={self.width}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}: each must divide the one before"
+            )
 
     @property
     def head_dim(self) -> int:

@@ -37,7 +37,7 @@ class RobotSpec:
     control_hz: how many actions a second the robot executes.
     chunk_len: K, the number of actions predicted at once.
     action_kind: one of `ACTION_KINDS`.
-    absolute_mask: per action dimension, True where the value is an absolute target (a gripper opening, a joint angle), False for increments.
+    absolute_mask: per action dimension, True for absolute targets (a gripper opening, a joint angle), False for increments.
     normalize_mask: per action dimension, False where the value is already in the policy's range and passes through unchanged.
     normalization: one of `NORMALIZATIONS`, used for actions and state.
     action_limits: per action dimension (low, high) in robot units; nothing outside ever reaches the robot.

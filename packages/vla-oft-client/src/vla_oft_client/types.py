@@ -27,7 +27,10 @@ class Observation:
         """Return self if it fits `spec`; otherwise raise ValueError naming the field, the value and the fix."""
         for camera in spec.cameras:
             if camera not in self.images:
-                raise ValueError("observation has no camera '%s'; it has %s; robot '%s' needs %s" % (camera, sorted(self.images), spec.name, list(spec.cameras)))
+                raise ValueError(
+                    "observation has no camera '%s'; it has %s; robot '%s' needs %s"
+                    % (camera, sorted(self.images), spec.name, list(spec.cameras))
+                )
             image = self.images[camera]
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 raise ValueError("image of camera '%s' must be uint8 (H, W, 3) RGB, got %s %s" % (camera, image.dtype, image.shape))
@@ -38,7 +41,9 @@ class Observation:
                 raise ValueError("state must have shape (%d,) for robot '%s', got %s" % (spec.state_dim, spec.name, np.shape(self.state)))
             bad = np.flatnonzero(~np.isfinite(np.asarray(self.state, np.float64)))
             if bad.size:
-                raise ValueError("state is not finite in dimensions %s: %s; check the robot's encoders" % (bad.tolist(), np.asarray(self.state)))
+                raise ValueError(
+                    "state is not finite in dimensions %s: %s; check the robot's encoders" % (bad.tolist(), np.asarray(self.state))
+                )
         if not isinstance(self.instruction, str) or not self.instruction.strip():
             raise ValueError("instruction must be a non-empty string, got %r" % (self.instruction,))
         return self
