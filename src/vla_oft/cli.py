@@ -222,6 +222,13 @@ def main() -> None:
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        from vla_oft.sims.base import SimulatorError
+
+        if not isinstance(error, SimulatorError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

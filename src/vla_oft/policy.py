@@ -233,7 +233,7 @@ def load_config(folder: Path) -> PolicyConfig:
 
 
 def load_weights(policy: Policy, folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> None:
-    """Fill a policy (on the meta device: make it one on `device`) from `*.safetensors`; raises ValueError listing every missing or unexpected key."""
+    """Fill a policy (one on the meta device ends on `device`) from `*.safetensors`; ValueError lists every key that does not fit."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise ValueError(f"{folder} has no model*.safetensors: not a complete checkpoint")

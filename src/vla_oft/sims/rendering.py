@@ -33,6 +33,8 @@ def load_mujoco() -> ModuleType:
         raise SimulatorError("the simulators need MuJoCo: pip install 'vla-oft[sim]'") from error
     except Exception as error:  # mujoco raises RuntimeError, ImportError or AttributeError, depending on what is missing
         raise SimulatorError(ADVICE % (os.environ.get("MUJOCO_GL"), error)) from error
+    # Defaults that let the destructor of a renderer whose constructor failed end quietly.
+    mujoco.Renderer._gl_context = mujoco.Renderer._mjr_context = None
     return mujoco
 
 
