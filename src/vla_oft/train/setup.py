@@ -65,7 +65,7 @@ def _fresh(config: TrainConfig, model: Fresh, sources: list[Source]) -> Policy:
 
 def _pretrained(config: TrainConfig, model: Pretrained, sources: list[Source]) -> Policy:
     spec = robots.load(config.robot)
-    base = Policy.load(model.path)
+    base = Policy.load(model.path, dtype=torch.float32)
     if len(base.config.robot.cameras) > len(spec.cameras):
         print(f"warning: the pretrained policy saw {len(base.config.robot.cameras)} cameras, robot '{spec.name}' has {len(spec.cameras)}")
     own = model.statistics == "own"
