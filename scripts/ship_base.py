@@ -21,10 +21,9 @@ def main() -> None:
     shutil.rmtree(BASE, ignore_errors=True)
     Policy.load(source, dtype=torch.bfloat16).save(BASE)
     facts = json.loads((source / "run.json").read_text())
-    for dataset in facts["datasets"]:
-        dataset.pop("path")
+    command, facts["command"] = facts["command"], "vla-oft train nano_base"  # without this machine's folders
     (BASE / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
-    shutil.copy(source / "README.md", BASE / "README.md")
+    (BASE / "README.md").write_text((source / "README.md").read_text().replace(command, facts["command"]))
     size = sum(file.stat().st_size for file in BASE.iterdir())
     assert size < LIMIT_BYTES, f"the base policy has {size} bytes, more than {LIMIT_BYTES}"
     print(f"{BASE}: {size / 1e6:.1f} MB")

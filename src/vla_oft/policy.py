@@ -141,10 +141,10 @@ class Policy(nn.Module):
         loss, metrics = self.action_head.loss(decoder, batch.actions, batch.valid)
         if self.grounding_head is not None and batch.grounding is not None:
             extra, extra_metrics = self.grounding_head.loss(decoder.patch_states, batch.grounding)
-            loss, metrics = loss + self.grounding_head.config.weight * extra, {**metrics, **extra_metrics}
+            loss, metrics = loss + extra, {**metrics, **extra_metrics}
             if batch.landmarks is not None:
                 extra, extra_metrics = self.grounding_head.landmark_loss(decoder.first_hidden, batch.landmarks)
-                loss, metrics = loss + self.grounding_head.config.weight * extra, {**metrics, **extra_metrics}
+                loss, metrics = loss + extra, {**metrics, **extra_metrics}
         return loss, metrics
 
     def predict(self, inputs: PolicyInputs, generator: torch.Generator | None = None) -> Tensor:

@@ -17,15 +17,15 @@ from vla_oft.heads.base import Metrics
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """weight: factor of this loss in the total. positive_weight: weight of the few patches that show the object.
+    """mask_weight: factor of the patch loss in the total; positive_weight: weight of the few patches that show the object.
 
-    landmark_weight: factor of the L1 distance (in units of `landmark_scale_m` metres) to the two positions.
+    landmark_weight: factor of the mean L1 distance, in units of `landmark_scale_m` metres, to the two positions.
     """
 
-    weight: float = 0.1
+    mask_weight: float = 0.1
     positive_weight: float = 4.0
     landmark_weight: float = 1.0
-    landmark_scale_m: float = 0.2
+    landmark_scale_m: float = 0.1
 
 
 class Head(nn.Module):
@@ -53,7 +53,7 @@ class Head(nn.Module):
         shown = target[..., 0].view(B * V, -1)
         in_view = shown.any(-1).float()
         hit = (shown.gather(1, best)[:, 0] * in_view).sum() / in_view.sum().clamp(min=1)
-        return loss, {"grounding_loss": loss.detach(), "grounding_hit": hit}
+        return self.config.mask_weight * loss, {"grounding_loss": loss.detach(), "grounding_hit": hit}
 
     def landmark_loss(self, hidden: Tensor, landmarks: Tensor) -> tuple[Tensor, Metrics]:
         """hidden (B, W) of the row that predicts the first action; landmarks (B, 2, 3) in metres, NaN where there is none."""

@@ -36,9 +36,9 @@ def recipe() -> Recipe:
         train=TrainConfig(
             name="nano_base",
             robot="tabletop",
-            model=Fresh(size="nano", head=l1.Config(), grounding=grounding.Config(weight=0.1), corpus=CORPUS),
+            model=Fresh(size="nano", head=l1.Config(), grounding=grounding.Config(), corpus=CORPUS),
             datasets=(Dataset(name="scenes", path=str(SCENES)), Dataset(name="demos", path=str(DEMOS))),
-            phases=(Phase(steps=1000, mixture=(1.0, 0.0)), Phase(steps=15_000, mixture=(0.1, 0.9))),
+            phases=(Phase(steps=2000, mixture=(1.0, 0.0)), Phase(steps=13_000, mixture=(0.1, 0.9))),
             batch_size=32,
             lr=1e-3,
             schedule=Cosine(warmup_steps=200, floor=0.01),

@@ -8,12 +8,12 @@ LLAMA2_TOKENS = tokens.Config(bos=1, stop=2, pad=32000, empty=29871, num_tokens=
 
 
 def nano(token_ids: tokens.Config) -> prismatic.Config:
-    """About 4 M parameters: 64-px cameras in 8-px patches, towers 96 wide, decoder 192 wide, FiLM."""
+    """About 3 M parameters: 64-px cameras in 8-px patches, towers 96 wide, decoder 160 wide, FiLM."""
     siglip = vit.Config(image_size=64, patch_size=8, width=96, depth=5, num_heads=3, mlp_dim=288)
     return prismatic.Config(
         dino=dataclasses.replace(siglip, num_registers=4, class_token=True, layer_scale=True),
         siglip=siglip,
-        llm=llama.Config(vocab_size=token_ids.num_tokens, width=192, depth=4, num_heads=3, num_kv_heads=3, mlp_dim=512),
+        llm=llama.Config(vocab_size=token_ids.num_tokens, width=160, depth=4, num_heads=4, num_kv_heads=4, mlp_dim=448),
         tokens=token_ids,
         film=True,
     )

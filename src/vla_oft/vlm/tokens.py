@@ -25,6 +25,9 @@ PROMPTS = {
 PromptStyle = Literal["openvla", "plain", "blind"]
 
 
+CACHED_PROMPTS = 4096
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Special ids of a vocabulary. `empty` is the lone word-boundary piece that ends every prompt (29871 in Llama-2's vocabulary);
@@ -47,6 +50,8 @@ class PromptEncoder:
     def ids(self, instruction: str) -> list[int]:
         """Token ids of the prompt WITHOUT the leading BOS, ending in the empty token."""
         if instruction not in self._cache:
+            if len(self._cache) >= CACHED_PROMPTS:
+                self._cache.clear()
             text = PROMPTS[self.style].format(instruction=instruction.strip().lower())
             ids = [i for i in self.tokenizer.encode(text, add_special_tokens=False).ids if i != self.config.bos]
             if not ids or ids[-1] != self.config.empty:
