@@ -5,9 +5,12 @@ policy(batch)     ->  (loss, metrics)                     one wrapper, one optim
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from torch.nn import functional as F
 
 from vla_oft import preprocess
 from vla_oft.atomic import atomic_directory
-from vla_oft.config import from_dict, to_dict
+from vla_oft.config import PLUGIN, from_dict, to_dict
 from vla_oft.heads import grounding, l1
 from vla_oft.heads.base import ActionHead, Metrics
 from vla_oft.statistics import DatasetStatistics, Normalizer, load_statistics, save_statistics
@@ -41,7 +44,7 @@ class PolicyConfig:
 
     robot: RobotSpec
     vlm: prismatic.Config
-    head: HeadConfig
+    head: Annotated[HeadConfig, PLUGIN]
     preprocess: preprocess.Config
     dataset: str
     chunk_len: int
@@ -112,14 +115,13 @@ class Policy(nn.Module):
         statistics.check(robot)
         self.vlm = prismatic.Prismatic(config.vlm)
         self.state_projector = StateProjector(robot.state_dim, width) if config.use_state else None
-        self.action_head: ActionHead = l1.Head(config.head, width, config.chunk_len, robot.action_dim)
+        self.action_head: ActionHead = head_module(config.head).Head(config.head, width, config.chunk_len, robot.action_dim)
         self.grounding_head = grounding.Head(config.grounding, width) if config.grounding else None
         self.encode_prompts = tokens.PromptEncoder(tokenizer, config.vlm.tokens, config.prompt_style)
         self.action_normalizer = Normalizer(statistics.action, statistics.normalize_mask, robot.normalization)
         self.state_normalizer = Normalizer(statistics.state, None, robot.normalization) if statistics.state is not None else None
-        for tower in (self.vlm.vision_backbone.featurizer, self.vlm.vision_backbone.fused_featurizer):
-            for parameter in tower.unread_parameters():
-                parameter.requires_grad_(False)
+        for parameter in self.unread_parameters():
+            parameter.requires_grad_(False)
 
     @classmethod
     def create(cls, config: PolicyConfig, statistics: DatasetStatistics, tokenizer: Tokenizer, *, seed: int) -> "Policy":
@@ -134,6 +136,17 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.vlm.projector.fc1.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are stored in."""
+        return self.vlm.projector.fc1.weight.dtype
+
+    def unread_parameters(self) -> list[nn.Parameter]:
+        """Parameters that no output depends on: they never train (and would stall gradient averaging across processes)."""
+        backbone = self.vlm.vision_backbone
+        unread = backbone.featurizer.unread_parameters() + backbone.fused_featurizer.unread_parameters()
+        return unread if self.action_head.reads_logits else [*unread, *self.vlm.language_model.lm_head.parameters()]
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Loss (scalar) and detached metrics of one training batch."""
@@ -211,6 +224,11 @@ class Policy(nn.Module):
         return policy.eval()
 
 
+def head_module(config: HeadConfig) -> ModuleType:
+    """The file in `heads/` that defines `config`; its `Head` is built from it."""
+    return sys.modules[type(config).__module__]
+
+
 def checkpoint_folder(path: Path) -> Path:
     """`path` itself when it is a checkpoint, or the newest checkpoint of a run folder. Raises ValueError when there is none."""
     if (path / "policy.json").is_file():
@@ -260,12 +278,12 @@ class _Decoder:
         ends = torch.tensor([special.bos, special.stop], device=device).expand(B, 2)
         self.bos, self.stop = self.vlm.embed_tokens(ends).split(1, dim=1)
         self.prompt = self.vlm.embed_tokens(inputs.prompt_ids)
-        patches = self.vlm.embed_images(inputs.pixels, self._mean_language())
+        patches = self.vlm.embed_images(inputs.pixels.to(policy.dtype), self._mean_language())
         self.num_patches = patches.shape[1]
         self.prefix = [self.bos, patches]
         if policy.state_projector is not None:
             assert inputs.state is not None, "a policy with use_state got no state"
-            self.prefix.append(policy.state_projector(inputs.state.to(self.prompt.dtype))[:, None])
+            self.prefix.append(policy.state_projector(inputs.state.to(policy.dtype))[:, None])
         self.patch_states = self.first_hidden = patches  # of the latest call: see __call__
 
     def _mean_language(self) -> Tensor:

@@ -28,8 +28,9 @@ class Tree:
     note: str | None = None
 
 
-def test_a_policy_config_survives_json():
+def test_a_policy_config_survives_json_and_names_its_head():
     config = tiny_config()
+    assert to_dict(config)["head"]["kind"] == "l1"
     assert from_dict(PolicyConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 

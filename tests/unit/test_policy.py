@@ -202,7 +202,19 @@ def test_every_trained_parameter_receives_a_gradient():
     batch = tiny_batch(policy)
     policy(dataclasses.replace(batch, grounding=torch.ones_like(batch.grounding)))[0].backward()
     silent = [name for name, p in policy.named_parameters() if p.requires_grad and p.grad is None]
-    assert silent == ["vlm.language_model.lm_head.weight"]
+    assert silent == []
+    assert not policy.vlm.language_model.lm_head.weight.requires_grad, "nothing reads the vocabulary projection of a continuous head"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_policy_acts_in_the_precision_that_it_is_loaded_in(tmp_path, dtype):
+    policy = tiny_policy()
+    policy.save(tmp_path / "checkpoint")
+    loaded = Policy.load(tmp_path / "checkpoint", dtype=dtype)
+    loaded.save(tmp_path / "again")
+    again = Policy.load(tmp_path / "again")
+    assert again.dtype == dtype
+    np.testing.assert_allclose(again.act([observation()])[0].actions, policy.act([observation()])[0].actions, atol=0.1)
 
 
 def test_huber_is_quadratic_near_zero_and_linear_far_away():

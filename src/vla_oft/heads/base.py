@@ -28,7 +28,9 @@ class Decode(Protocol):
 
 
 class ActionHead(nn.Module, ABC):
-    """Continuous or discrete actions from decoded slots."""
+    """Continuous or discrete actions from decoded slots. reads_logits: whether the decoder's vocabulary projection is used."""
+
+    reads_logits = False
 
     @abstractmethod
     def loss(self, decode: Decode, actions: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:

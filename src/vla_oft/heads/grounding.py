@@ -22,9 +22,9 @@ class Config:
     landmark_weight: factor of the mean L1 distance, in units of `landmark_scale_m` metres, to the two positions.
     """
 
-    mask_weight: float = 0.1
+    mask_weight: float = 1.0
     positive_weight: float = 4.0
-    landmark_weight: float = 1.0
+    landmark_weight: float = 0.3
     landmark_scale_m: float = 0.1
 
 

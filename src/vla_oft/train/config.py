@@ -1,10 +1,13 @@
 """What a training run is: one frozen value, written into the run folder, compared on resume."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from vla_oft.config import PLUGIN
 from vla_oft.data.augment import AugmentConfig
-from vla_oft.heads import grounding, l1
+from vla_oft.heads import grounding
+from vla_oft.policy import HeadConfig
 from vla_oft.train.schedule import Cosine, MultiStep
 from vla_oft.vlm import tokens
 
@@ -30,7 +33,7 @@ class Fresh:
     """A model with random weights. The tokenizer, of `vocab_size`, is trained on the datasets' instructions and on `corpus`."""
 
     size: Literal["nano"]
-    head: l1.Config
+    head: Annotated[HeadConfig, PLUGIN]
     grounding: grounding.Config | None
     prompt_style: tokens.PromptStyle = "plain"
     vocab_size: int = 768
@@ -89,6 +92,8 @@ class TrainConfig:
             "phases",
             f"needs one mixture weight for each of {len(self.datasets)} datasets",
         )
+        need(all(_is_mixture(p.mixture) for p in self.phases), "phases", "needs finite mixture shares, none negative, one above 0")
+        need(self.seed >= 0, "seed", "must not be negative")
         need(self.batch_size > 0, "batch_size", "must be positive")
         need(self.lr > 0, "lr", "must be positive")
         need(self.clip_norm > 0, "clip_norm", "must be positive")
@@ -99,3 +104,7 @@ class TrainConfig:
     def total_steps(self) -> int:
         """Optimizer steps of all phases."""
         return sum(p.steps for p in self.phases)
+
+
+def _is_mixture(shares: tuple[float, ...]) -> bool:
+    return all(math.isfinite(share) and share >= 0 for share in shares) and sum(shares) > 0
