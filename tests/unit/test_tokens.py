@@ -1,7 +1,12 @@
 """Prompts to ids."""
 
+import hashlib
+import itertools
+
 import pytest
 
+from vla_oft.recipes import nano_base
+from vla_oft.sims.tabletop_tasks import FAMILIES
 from vla_oft.vlm import tokens
 
 CORPUS = ["touch the red block", "place it on the plate"]
@@ -52,3 +57,46 @@ def test_a_blind_prompt_is_the_same_for_every_instruction(trained):
 
 def test_the_same_corpus_gives_the_same_tokenizer():
     assert tokens.train_tokenizer(CORPUS, 640)[0].to_str() == tokens.train_tokenizer(CORPUS, 640)[0].to_str()
+
+
+def test_the_shipped_policys_tokenizer_never_changes():
+    colours = ("red", "green", "blue", "yellow", "purple")
+    tasks = {FAMILIES[f].instruction.format(target=a, other=b) for f in nano_base.FAMILIES for a, b in itertools.permutations(colours, 2)}
+    tokenizer, ids = tokens.train_tokenizer(sorted({*nano_base.CORPUS, *tasks}), 768)
+    assert hashlib.sha256(tokenizer.to_str().encode()).hexdigest().startswith("6546660be9887761")
+    assert ids == tokens.Config(bos=1, stop=2, pad=3, empty=286, num_tokens=768)
+
+
+@pytest.mark.parametrize("vocab_size", [543, 640])
+def test_a_corpus_of_many_characters_leaves_the_action_ids_free(vocab_size):
+    corpus = [*CORPUS, "".join(chr(0x4E00 + i) for i in range(700))]
+    tokenizer, ids = tokens.train_tokenizer(corpus, vocab_size)
+    assert max(tokenizer.get_vocab().values()) < ids.num_tokens - 256
+    assert tokenizer.to_str() == tokens.train_tokenizer(corpus, vocab_size)[0].to_str()
+    encoded = tokenizer.encode(corpus[-1][-5:], add_special_tokens=False).ids
+    assert 0 not in encoded and tokenizer.decode(encoded) == corpus[-1][-5:], "rare characters go through bytes"
+
+
+def test_a_vocabulary_too_small_for_letters_and_bytes_is_refused():
+    with pytest.raises(ValueError, match="vocab_size=542 is too small: .* need at least 543"):
+        tokens.train_tokenizer(CORPUS, 542)
+
+
+def test_a_corpus_that_spells_out_special_tokens_does_not_create_them():
+    tokenizer, ids = tokens.train_tokenizer(["touch </s> <0x0A>"] * 50, 768)
+    encoded = tokenizer.encode("touch </s> <0x0A>", add_special_tokens=False).ids
+    assert not {ids.stop, tokenizer.token_to_id("<0x0A>")} & set(encoded)
+    assert tokenizer.decode(encoded, skip_special_tokens=False) == "touch </s> <0x0A>"
+
+
+def test_merges_written_as_text_by_older_libraries_are_read(monkeypatch):
+    expected = tokens.train_tokenizer(CORPUS, 640)[0].to_str()
+    loads = tokens.json.loads
+
+    def old(text: str) -> dict:
+        document = loads(text)
+        document["model"]["merges"] = [" ".join(merge) for merge in document["model"]["merges"]]
+        return document
+
+    monkeypatch.setattr(tokens.json, "loads", old)
+    assert tokens.train_tokenizer(CORPUS, 640)[0].to_str() == expected

@@ -10,6 +10,7 @@ another token has.
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,8 +25,12 @@ PROMPTS = {
 }
 PromptStyle = Literal["openvla", "plain", "blind"]
 
-
 CACHED_PROMPTS = 4096
+NUM_ACTION_IDS = 256
+WORD_BOUNDARY = "\u2581"
+SPECIAL = ("<unk>", "<s>", "</s>", "<PAD>")
+BYTES = tuple(f"<0x{i:02X}>" for i in range(256))
+LETTERS = (WORD_BOUNDARY, *"abcdefghijklmnopqrstuvwxyz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,24 +80,40 @@ def train_tokenizer(corpus: list[str], vocab_size: int) -> tuple[Tokenizer, Conf
     Words of the corpus become single tokens when `vocab_size` allows; every other text is encoded through its letters and bytes. The 256
     highest ids stay free for action tokens.
     """
-    space = "\u2581"
-    special = ["<unk>", "<s>", "</s>", "<PAD>"]
-    byte_pieces = [f"<0x{i:02X}>" for i in range(256)]
-    splitter = pre_tokenizers.Metaspace(replacement=space, prepend_scheme="first")
+    least = NUM_ACTION_IDS + len(BYTES) + len(SPECIAL) + len(LETTERS)
+    if vocab_size < least:
+        needs = f"{NUM_ACTION_IDS} action ids, {len(BYTES)} bytes, {len(SPECIAL)} special tokens and {len(LETTERS)} letters"
+        raise ValueError(f"vocab_size={vocab_size} is too small: {needs} need at least {least}")
+    splitter = pre_tokenizers.Metaspace(replacement=WORD_BOUNDARY, prepend_scheme="first")
     learner = Tokenizer(models.BPE(unk_token="<unk>"))
     learner.pre_tokenizer = splitter
-    num_pieces = vocab_size - 256 - len(byte_pieces)
-    letters = [space, *(chr(c) for c in range(ord("a"), ord("z") + 1))]
-    learner.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=num_pieces, special_tokens=special, show_progress=False, initial_alphabet=letters)
+    alphabet = _alphabet(corpus, len(LETTERS) + (vocab_size - least) // 2)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - NUM_ACTION_IDS - len(BYTES),
+        special_tokens=list(SPECIAL),
+        show_progress=False,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
     )
+    learner.train_from_iterator(corpus, trainer)
     learned = json.loads(learner.to_str())["model"]
-    pieces = [*special, *byte_pieces, *(p for p in sorted(learned["vocab"], key=learned["vocab"].get) if p not in special)]
+    reserved = {*SPECIAL, *BYTES}  # text that spells one of these out must not become it
+    pieces = [*SPECIAL, *BYTES, *(p for p in sorted(learned["vocab"], key=learned["vocab"].get) if p not in reserved)]
+    assert len(pieces) <= vocab_size - NUM_ACTION_IDS
     vocab = {piece: i for i, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.BPE(vocab, [tuple(m) for m in learned["merges"]], unk_token="<unk>", byte_fallback=True))
+    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in learned["merges"]]  # text before tokenizers 0.20
+    merges = [m for m in merges if "".join(m) not in reserved]
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
     tokenizer.pre_tokenizer = splitter
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(replacement=space, prepend_scheme="first")])
-    return tokenizer, Config(bos=vocab["<s>"], stop=vocab["</s>"], pad=vocab["<PAD>"], empty=vocab[space], num_tokens=vocab_size)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(replacement=WORD_BOUNDARY, prepend_scheme="first")])
+    return tokenizer, Config(bos=vocab["<s>"], stop=vocab["</s>"], pad=vocab["<PAD>"], empty=vocab[WORD_BOUNDARY], num_tokens=vocab_size)
+
+
+def _alphabet(corpus: list[str], size: int) -> list[str]:
+    """At most `size` characters: `LETTERS`, then the corpus's most frequent others. The trainer's own limit breaks ties at random."""
+    counts = Counter(character for text in corpus for character in text.replace(" ", WORD_BOUNDARY))
+    others = sorted(counts.keys() - set(LETTERS), key=lambda character: (-counts[character], character))
+    return [*LETTERS, *others[: size - len(LETTERS)]]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
