@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from demonstrations import LENGTHS, SPEC, bar_width, episode, write
 
-from vla_oft.data.base import check_source, instruction, open_source, source_statistics
+import vla_oft.data
+from vla_oft.data.base import check_source, formats, instruction, open_source, source_statistics
 from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.data.recording import encode
 from vla_oft.data.video import encode_clip, num_frames, read_frames
@@ -170,6 +171,15 @@ def test_a_dataset_of_another_robot_is_refused(tmp_path):
     assert check_source(source, slow) == ["recorded at 10 frames per second, but robot 'pair' runs at 20 Hz"]
 
 
+def test_a_new_helper_module_is_not_a_format_and_a_new_format_is_found(tmp_path, monkeypatch):
+    assert "lerobot" in formats()
+    (tmp_path / "a_helper_of_formats.py").write_text("")
+    (tmp_path / "a_new_format.py").write_text("def detect(path): return False\ndef open_source(path, cameras): ...\n")
+    before = set(formats())
+    monkeypatch.setattr(vla_oft.data, "__path__", [*vla_oft.data.__path__, str(tmp_path)])
+    assert set(formats()) - before == {"a_new_format"}
+
+
 def test_what_is_not_a_dataset_is_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         open_source(tmp_path / "none")
@@ -190,6 +200,31 @@ def test_an_empty_dataset_is_refused(tmp_path):
     file = tmp_path / "set/meta/episodes/chunk-000/file-000.parquet"
     pq.write_table(pq.read_table(file).slice(0, 0), file)
     with pytest.raises(ValueError, match="is empty"):
+        open_source(tmp_path / "set")
+
+
+def test_tasks_of_lerobots_converter_have_an_unnamed_index(tmp_path):
+    write(tmp_path / "set")
+    file = tmp_path / "set/meta/tasks.parquet"
+    columns = [
+        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
+        {"name": None, "field_name": "__index_level_0__", "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
+    ]
+    table = pq.read_table(file).rename_columns(["task_index", "__index_level_0__"])
+    pandas = {"index_columns": ["__index_level_0__"], "column_indexes": [], "columns": columns, "pandas_version": "2.2.3"}
+    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), file)
+    assert open_source(tmp_path / "set").tasks == ("first task", "second task")
+
+
+def test_tasks_that_cannot_be_read_are_named(tmp_path):
+    write(tmp_path / "set")
+    file = tmp_path / "set/meta/tasks.parquet"
+    table = pq.read_table(file).replace_schema_metadata(None)
+    pq.write_table(table.rename_columns(["task_index", "label"]), file)
+    with pytest.raises(ValueError, match=r"tasks.parquet: needs the columns 'task' .* found \['task_index', 'label'\]"):
+        open_source(tmp_path / "set")
+    pq.write_table(table.set_column(0, "task_index", pa.array([0, 5])), file)
+    with pytest.raises(ValueError, match=r"tasks.parquet: column 'task' must hold one text for each task_index 0..1"):
         open_source(tmp_path / "set")
 
 

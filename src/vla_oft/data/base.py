@@ -1,13 +1,14 @@
 """Demonstrations as every format offers them: episodes with cheap low-dimensional arrays and lazily decoded frames.
 
-`open_source(path)` finds the format by asking the modules of this folder: each format is one file with `detect(path) -> bool`
-and `open_source(path, cameras) -> Source`.
+`open_source(path)` finds the format by asking the modules of this folder: a module with `detect(path) -> bool` and
+`open_source(path, cameras) -> Source` is a format.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,10 +16,6 @@ import numpy as np
 import vla_oft.data
 from vla_oft.statistics import DatasetStatistics, compute_statistics
 from vla_oft_client import RobotSpec
-
-_NOT_FORMATS = frozenset(
-    {"augment", "base", "cache", "chunks", "lerobot_meta", "lerobot_writer", "loader", "mixture", "progress", "recording", "video"}
-)
 
 
 class Source(Protocol):
@@ -78,9 +75,11 @@ class Source(Protocol):
         ...
 
 
-def formats() -> list[str]:
-    """Names of the formats that can be read."""
-    return sorted(m.name for m in pkgutil.iter_modules(vla_oft.data.__path__) if m.name not in _NOT_FORMATS)
+def formats() -> dict[str, ModuleType]:
+    """The formats that can be read, by name: the modules of this folder with `detect` and `open_source`."""
+    names = sorted(m.name for m in pkgutil.iter_modules(vla_oft.data.__path__) if f"vla_oft.data.{m.name}" != __name__)
+    modules = {name: importlib.import_module(f"vla_oft.data.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "detect") and hasattr(module, "open_source")}
 
 
 def open_source(path: str | Path, cameras: Mapping[str, str] | None = None) -> Source:
@@ -91,8 +90,7 @@ def open_source(path: str | Path, cameras: Mapping[str, str] | None = None) -> S
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"dataset {path} {'is not a folder' if path.exists() else 'does not exist'}; give the folder of a dataset")
-    for name in formats():
-        module = importlib.import_module(f"vla_oft.data.{name}")
+    for module in formats().values():
         if module.detect(path):
             source: Source = module.open_source(path, cameras)
             if not len(source) or not int(source.lengths.sum()):

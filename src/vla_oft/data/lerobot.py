@@ -204,7 +204,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_tasks(path: Path) -> tuple[str, ...]:
     table = _open_parquet(path).read()
-    names, order = table.column("task").to_pylist(), table.column("task_index").to_pylist()
+    # lerobot's recorder names the pandas index `task`; its v2.1 converter leaves it unnamed, which is stored as `__index_level_0__`
+    index = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
+    found = table.column_names
+    text = next((name for name in ("task", *index, "__index_level_0__") if name in found), None)
+    if text is None or "task_index" not in found:
+        raise ValueError(f"{path}: needs the columns 'task' (or a pandas index) and 'task_index', found {found}; convert the dataset again")
+    names, order = table.column(text).to_pylist(), table.column("task_index").to_pylist()
+    if sorted(order) != list(range(len(order))) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: column '{text}' must hold one text for each task_index 0..{len(order) - 1}; convert the dataset again")
     return tuple(name for _, name in sorted(zip(order, names, strict=True)))
 
 

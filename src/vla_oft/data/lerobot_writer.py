@@ -1,6 +1,6 @@
 """LeRobotDataset v3.0, written without lerobot.
 
-    with LeRobotWriter(out, spec, image_shapes=...) as writer:          # a temporary sibling of `out`
+    with LeRobotWriter(out, spec) as writer:                            # a temporary sibling of `out`
         writer.append(encode(episodes, spec.control_hz))                # `encode` may run in other processes
                                                                         # leaving the block renames it to `out`
 
