@@ -1,6 +1,7 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     require_empty(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_beside(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -39,10 +39,30 @@ def require_empty(path: Path) -> None:
 
 def replace_file(path: Path, text: str) -> None:
     """Write a text file in one step: readers see the old contents or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    temporary = temporary_beside(path)
     temporary.write_text(text)
     _sync(temporary)
     os.replace(temporary, path)
+
+
+def temporary_beside(path: Path) -> Path:
+    """This process's name for what will be renamed to `path`; nothing is there. Removes what killed processes of this machine left."""
+    prefix, suffix = f".{path.name}.{platform.node()}.", ".writing"
+    for found in path.parent.iterdir():
+        pid = found.name[len(prefix) : -len(suffix)]
+        if found.name == f"{prefix}{pid}{suffix}" and pid.isdigit() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
+            shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
+    return path.with_name(f"{prefix}{os.getpid()}{suffix}")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:

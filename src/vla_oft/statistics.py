@@ -20,6 +20,7 @@ from vla_oft_client import RobotSpec
 EPSILON = 1e-8
 KINDS = ("bounds_q99", "bounds", "zscore")
 PARITY = (None, "train", "eval")
+ADVICE = "compute the statistics anew with vla_oft.data.base.source_statistics, or copy the file from the training run"
 _MOMENTS = ("mean", "std", "max", "min", "q01", "q99")
 Array = TypeVar("Array")
 
@@ -49,7 +50,7 @@ class Moments:
         """The inverse of `to_dict`. Raises ValueError naming a missing or badly shaped entry."""
         missing = [name for name in _MOMENTS if name not in values]
         if missing:
-            raise ValueError(f"{where}: no {', '.join(missing)}; recompute the statistics with `vla-oft data stats`")
+            raise ValueError(f"{where}: no {', '.join(missing)}; {ADVICE}")
         arrays = {name: np.asarray(values[name], np.float64) for name in _MOMENTS}
         shapes = {name: array.shape for name, array in arrays.items()}
         if len(set(shapes.values())) != 1 or arrays["mean"].ndim != 1:
@@ -140,7 +141,7 @@ def load_statistics(path: str | Path) -> dict[str, DatasetStatistics]:
     try:
         entries = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; a dataset's statistics are written by `vla-oft data stats`") from None
+        raise ValueError(f"{path}: no such file; {ADVICE}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(entries, dict) or not entries:
@@ -201,8 +202,9 @@ class Normalizer:
         return scaled if self.parity else where(zero, low + x * 0, scaled)
 
     def constant_dims(self) -> list[int]:
-        """Dimensions whose range is zero in the data: the policy cannot learn to move them."""
-        return np.flatnonzero(self._zero_range()).tolist()
+        """Normalised dimensions that never change in the data, by this kind's measure: the policy cannot learn to move them."""
+        mask = np.ones(self.moments.dim, bool) if self.mask is None else np.asarray(self.mask, bool)
+        return np.flatnonzero(self._zero_range() & mask).tolist()
 
     def _zero_range(self) -> np.ndarray:
         m = self.moments

@@ -88,6 +88,14 @@ def test_a_constant_dimension_is_zero_for_the_policy_and_its_constant_for_the_ro
     assert normalizer.unnormalize(odd)[0, 1] == np.float64(np.float32(0.7))
 
 
+def test_only_normalised_dimensions_are_reported_as_constant_and_by_the_kinds_own_measure():
+    rare = np.zeros((1000, 3), np.float32)
+    rare[0] = 1.0  # outside the 1 % and 99 % quantiles
+    moments = compute_statistics([rare], None, [True] * 3).action
+    assert Normalizer(moments, np.array([True, False, True]), "bounds_q99").constant_dims() == [0, 2]
+    assert Normalizer(moments, None, "bounds").constant_dims() == Normalizer(moments, None, "zscore").constant_dims() == []
+
+
 def test_numpy_and_torch_agree_and_keep_their_type():
     normalizer = Normalizer(example().action, np.array([True, True, False]), "bounds_q99")
     values = np.random.default_rng(1).normal(size=(4, 5, 3)).astype(np.float32)
@@ -136,7 +144,7 @@ def test_bad_input_is_refused_with_its_name(tmp_path):
         Normalizer(moments, None, "bounds").normalize(np.zeros((2, 4)))
     with pytest.raises(ValueError, match="mask has shape"):
         Normalizer(moments, np.array([True]), "bounds")
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match=r"no such file; compute the statistics anew with vla_oft\.data\.base\.source_statistics"):
         load_statistics(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text('{"a": {"action": {"mean": [0]}}}')
     with pytest.raises(ValueError, match="a/action: no std"):
