@@ -1,6 +1,5 @@
 """The embedded simulator keeps the promises of `sims/base.py` and of its own docstrings. Real physics, real pictures."""
 
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -228,16 +227,6 @@ def test_unstable_physics_is_a_simulator_error_not_a_failed_task(env, tmp_path, 
     env.step(np.zeros(7))  # and a reset repairs it
 
 
-@pytest.mark.parametrize("backend", ["nonsense", "osmesa"])
-def test_a_missing_renderer_is_explained_with_the_packages_to_install(backend):
-    hidden = "import sys; sys.modules['OpenGL'] = None\n" if backend == "osmesa" else ""
-    code = hidden + "from vla_oft.sims import tabletop\nenv = tabletop.make('touch')\nenv.observe()"
-    result = subprocess.run([sys.executable, "-c", code], env={**os.environ, "MUJOCO_GL": backend}, capture_output=True, text=True)
-    assert result.returncode != 0
-    assert f"MuJoCo cannot render on this machine (MUJOCO_GL={backend}" in result.stderr
-    assert "apt-get install libegl1 libgl1 libgl1-mesa-dri libosmesa6" in result.stderr
-
-
 def test_only_modules_that_run_tasks_count_as_simulators():
     assert "tabletop" in simulators()
     assert not {"base", "experts", "rendering", "viperx", "tabletop_scene", "tabletop_tasks"} & set(simulators())
@@ -251,7 +240,8 @@ def test_importing_the_simulator_does_not_import_mujoco():
 def test_a_forgotten_renderer_ends_quietly():
     code = "from vla_oft.sims import tabletop\nenv = tabletop.make('touch')\nenv.observe()\nenv.frame(48, 64)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
+    complaints = [line for line in result.stderr.splitlines() if not line.startswith("libEGL warning")]  # Mesa's, where there is no GPU
+    assert (result.returncode, complaints) == (0, [])
 
 
 def test_pictures_for_people_have_the_size_asked_for(env):

@@ -6,6 +6,7 @@ On a machine without a screen the choices are `egl` (GPU driver, or Mesa on the 
 
 import atexit
 import ctypes
+import ctypes.util
 import os
 import sys
 import weakref
@@ -16,34 +17,93 @@ import numpy as np
 
 from vla_oft.sims.base import SimulatorError
 
-ADVICE = (
-    "MuJoCo cannot render on this machine (MUJOCO_GL=%s: %s). Install a renderer, on Debian or Ubuntu:\n"
-    "    apt-get install libegl1 libgl1 libgl1-mesa-dri libosmesa6\n"
-    "and choose it with MUJOCO_GL=egl or MUJOCO_GL=osmesa (or unset MUJOCO_GL to let vla-oft choose)."
+ADVICE = """MuJoCo cannot render on this machine (%s). Install one of these, here for Debian and Ubuntu:
+    EGL, on the GPU or else on the CPU:                           apt-get install libegl1 libgl1 libgl1-mesa-dri
+    OSMesa, always on the CPU, where the distribution has it:     apt-get install libosmesa6
+vla-oft takes the first of them that works, unless the environment variable MUJOCO_GL names one (egl, osmesa)."""
+IMPORTED_EARLY = (
+    "mujoco was imported before vla_oft without a headless renderer: it would need a display. "
+    "Import vla_oft's simulator first, or set MUJOCO_GL=egl (or osmesa) before Python starts"
 )
+
+_EGL_PLATFORM_DEVICE_EXT = 0x313F
+_MAX_EGL_DEVICES = 32
+
+
+def choose_renderer() -> None:
+    """Set MUJOCO_GL to a renderer that works without a display, unless it is set. Raises SimulatorError when there is none.
+
+    Tried out before MuJoCo is imported, which reads the variable only once: libEGL alone, without a driver, draws nothing.
+    """
+    if sys.platform != "linux" or os.environ.get("MUJOCO_GL") or "mujoco" in sys.modules:
+        return
+    if _egl_works():
+        os.environ["MUJOCO_GL"] = "egl"
+    elif ctypes.util.find_library("OSMesa"):
+        os.environ["MUJOCO_GL"] = "osmesa"
+    else:
+        raise SimulatorError(ADVICE % "neither an EGL device nor OSMesa was found")
 
 
 def load_mujoco() -> ModuleType:
     """The `mujoco` module, imported with a renderer that works headless. Raises SimulatorError with the packages to install."""
-    if "mujoco" not in sys.modules and sys.platform == "linux" and not os.environ.get("MUJOCO_GL"):
-        os.environ["MUJOCO_GL"] = "egl" if _has_library("libEGL.so.1") else "osmesa"
+    choose_renderer()
     try:
         import mujoco
-    except ModuleNotFoundError as error:
-        raise SimulatorError("the simulators need MuJoCo: pip install 'vla-oft[sim]'") from error
     except Exception as error:  # mujoco raises RuntimeError, ImportError or AttributeError, depending on what is missing
-        raise SimulatorError(ADVICE % (os.environ.get("MUJOCO_GL"), error)) from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "mujoco":
+            raise SimulatorError("the simulators need MuJoCo: pip install 'vla-oft[sim]'") from error
+        raise _cannot_render(error) from error
+    if _needs_a_display(mujoco):
+        raise SimulatorError(IMPORTED_EARLY)
     # Defaults that let the destructor of a renderer whose constructor failed end quietly.
     mujoco.Renderer._gl_context = mujoco.Renderer._mjr_context = None
     return mujoco
 
 
-def _has_library(name: str) -> bool:
+def check_renderer() -> None:
+    """Draw one tiny picture, to fail early. Raises SimulatorError with the packages to install."""
+    mujoco = load_mujoco()
+    model = mujoco.MjModel.from_xml_string('<mujoco><worldbody><camera name="eye"/></worldbody></mujoco>')
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    renderer = Renderer(model)
     try:
-        ctypes.CDLL(name)
+        renderer.draft(data, "eye", 8)
+    finally:
+        renderer.close()
+
+
+def _cannot_render(error: Exception) -> SimulatorError:
+    return SimulatorError(ADVICE % f"MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {error}")
+
+
+def _needs_a_display(mujoco: ModuleType) -> bool:
+    """Whether a MuJoCo that somebody else imported settled on windows, on a Linux machine that shows none."""
+    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        return False
+    backend = getattr(getattr(mujoco, "GLContext", None), "__module__", "")
+    return backend == "mujoco.glfw" and os.environ.get("MUJOCO_GL") != "glfw"
+
+
+def _egl_works() -> bool:
+    """Whether EGL can open a device without a display, the way MuJoCo will."""
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
     except OSError:
         return False
-    return True
+    egl.eglGetProcAddress.restype, egl.eglGetProcAddress.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
+    egl.eglInitialize.argtypes = [ctypes.c_void_p] * 3
+    query, open_display = (egl.eglGetProcAddress(name) for name in (b"eglQueryDevicesEXT", b"eglGetPlatformDisplayEXT"))
+    if not query or not open_display:
+        return False
+    devices, num_devices = (ctypes.c_void_p * _MAX_EGL_DEVICES)(), ctypes.c_int()
+    devices_of = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(query)
+    display_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(open_display)
+    if not devices_of(_MAX_EGL_DEVICES, devices, ctypes.byref(num_devices)):
+        return False
+    displays = (display_of(_EGL_PLATFORM_DEVICE_EXT, device, None) for device in devices[: num_devices.value])
+    return any(display and egl.eglInitialize(display, None, None) for display in displays)
 
 
 class Renderer:
@@ -107,7 +167,7 @@ class Renderer:
                 if len(self._renderers) == 1:
                     atexit.register(_close, weakref.ref(self))  # now, so that it runs before MuJoCo's own clean-up of the driver
             except Exception as error:  # EGL, OSMesa and GLFW each raise their own kinds
-                raise SimulatorError(ADVICE % (os.environ.get("MUJOCO_GL"), error)) from error
+                raise _cannot_render(error) from error
         return self._renderers[key]
 
 

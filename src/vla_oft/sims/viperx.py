@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from vla_oft.sims.base import SimulatorError
 from vla_oft.sims.meshes import decimate, read_stl
 
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
@@ -51,10 +52,10 @@ _FINGER = (0.1, 0.1, 150.0, 8.0)
 
 
 def assets_folder() -> Path:
-    """The folder of gym-aloha's meshes and MJCF files."""
+    """The folder of gym-aloha's meshes and MJCF files. Raises SimulatorError when it is not installed."""
     found = importlib.util.find_spec("gym_aloha")
     if found is None or found.origin is None:
-        raise ModuleNotFoundError("the embedded simulator uses the robot meshes of gym-aloha: pip install --no-deps gym-aloha")
+        raise SimulatorError("the embedded simulator uses the robot meshes of gym-aloha: pip install --no-deps gym-aloha")
     return Path(found.origin).parent / "assets"
 
 
