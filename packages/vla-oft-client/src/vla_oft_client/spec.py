@@ -5,8 +5,9 @@ sent in every handshake, so that a mismatch is refused with a readable differenc
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 ACTION_KINDS = ("delta_ee", "absolute_ee", "delta_joint", "absolute_joint")
 NORMALIZATIONS = ("bounds_q99", "bounds", "zscore")
@@ -24,6 +25,21 @@ class Gripper:
     open: float
     closed: float
     binary: bool = True
+
+    def __post_init__(self) -> None:
+        for field, ok, fix in (
+            ("index", _is_int, "must be a whole number"),
+            ("open", _is_number, "must be a finite number"),
+            ("closed", _is_number, "must be a finite number"),
+            ("binary", _is_bool, "must be true or false"),
+        ):
+            if not ok(getattr(self, field)):
+                raise ValueError("Gripper: %s=%r %s" % (field, getattr(self, field), fix))
+
+    @classmethod
+    def from_dict(cls, values: Dict[str, Any]) -> "Gripper":
+        """The inverse of `RobotSpec.to_dict` for one gripper."""
+        return cls(**_known_fields(cls, values, "Gripper"))
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,8 @@ class RobotSpec:
             if not ok:
                 raise ValueError("RobotSpec '%s': %s=%r %s" % (self.name, field, getattr(self, field), fix))
 
+        for field, ok, fix in _TYPES:
+            need(ok(getattr(self, field)), field, fix)
         need(bool(self.name), "name", "must not be empty")
         need(len(self.cameras) > 0, "cameras", "must name at least one camera")
         need(len(set(self.cameras)) == len(self.cameras), "cameras", "must not repeat a name")
@@ -90,18 +108,15 @@ class RobotSpec:
 
     @classmethod
     def from_dict(cls, values: Dict[str, Any]) -> "RobotSpec":
-        """The inverse of `to_dict`, also after a trip through JSON. Unknown or missing fields raise ValueError."""
-        values = dict(values)
-        known = {f.name for f in dataclasses.fields(cls)}
-        required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
-        if set(values) - known or required - set(values):
-            raise ValueError(
-                "RobotSpec: unknown fields %s, missing fields %s" % (sorted(set(values) - known), sorted(required - set(values)))
-            )
-        for field in ("cameras", "absolute_mask", "normalize_mask"):
-            values[field] = tuple(values[field])
-        values["action_limits"] = tuple((float(low), float(high)) for low, high in values["action_limits"])
-        values["gripper"] = tuple(g if isinstance(g, Gripper) else Gripper(**g) for g in values.get("gripper", ()))
+        """The inverse of `to_dict`, also after a trip through JSON. Whatever does not fit raises ValueError naming the field."""
+        values = _known_fields(cls, values, "RobotSpec")
+        for field in ("cameras", "absolute_mask", "normalize_mask", "action_limits", "gripper"):
+            if isinstance(values.get(field), list):
+                values[field] = tuple(values[field])
+        if isinstance(values["action_limits"], tuple):
+            values["action_limits"] = tuple(tuple(pair) if isinstance(pair, list) else pair for pair in values["action_limits"])
+        if isinstance(values.get("gripper"), tuple):
+            values["gripper"] = tuple(g if isinstance(g, Gripper) else Gripper.from_dict(g) for g in values["gripper"])
         return cls(**values)
 
     def differences(self, other: "RobotSpec") -> List[str]:
@@ -115,3 +130,61 @@ class RobotSpec:
     def camera_index(self, camera: str) -> Optional[int]:
         """Position of `camera` in the policy's order, or None."""
         return self.cameras.index(camera) if camera in self.cameras else None
+
+
+def _known_fields(cls: Any, values: Any, what: str) -> Dict[str, Any]:
+    """A copy of `values`, which holds every required field of `cls` and no unknown one."""
+    if not isinstance(values, dict):
+        raise ValueError("%s: %r is no table of fields; give an object like the one that to_dict returns" % (what, values))
+    known = {f.name for f in dataclasses.fields(cls)}
+    required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+    unknown, missing = sorted(str(name) for name in set(values) - known), sorted(required - set(values))
+    if unknown or missing:
+        raise ValueError("%s: unknown fields %s, missing fields %s; the fields are %s" % (what, unknown, missing, sorted(known)))
+    return dict(values)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _is_gripper(value: Any) -> bool:
+    return isinstance(value, Gripper)
+
+
+def _tuple_of(ok: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, tuple) and all(map(ok, value))
+
+
+_TYPES: Tuple[Tuple[str, Callable[[Any], bool], str], ...] = (
+    ("name", _is_text, "must be text"),
+    ("cameras", _tuple_of(_is_text), 'must be a list of names, for example ["front"]'),
+    ("state_dim", _is_int, "must be a whole number"),
+    ("action_dim", _is_int, "must be a whole number"),
+    ("control_hz", _is_number, "must be a finite number of actions a second, for example 20.0"),
+    ("chunk_len", _is_int, "must be a whole number"),
+    ("action_kind", _is_text, "must be text"),
+    ("absolute_mask", _tuple_of(_is_bool), "must be a list of true and false"),
+    ("normalize_mask", _tuple_of(_is_bool), "must be a list of true and false"),
+    ("normalization", _is_text, "must be text"),
+    ("action_limits", _tuple_of(_is_pair), "must be a list of pairs of finite numbers [low, high]"),
+    ("gripper", _tuple_of(_is_gripper), "must be a list of grippers"),
+    ("on_underflow", _is_text, "must be text"),
+)
+"""Fields that arrive as JSON from another machine are checked by type first, so that the checks of their values cannot fail oddly."""
