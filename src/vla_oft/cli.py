@@ -57,15 +57,17 @@ def train(
     import torch
 
     from vla_oft.recipes import base
-    from vla_oft.train.loop import train as run
+    from vla_oft.train import loop
 
     chosen = base.load(recipe)
     direct = {"save_every": save_every, "log_every": log_every, "batch_size": batch_size, "lr": lr, "seed": seed}
     config = base.override(chosen.train, {**{k: v for k, v in direct.items() if v is not None}, **base.parse_changes(list(set))})
     if steps is not None:
         config = base.with_total_steps(config, steps)
+    out, device = out or Path("runs") / recipe, device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loop.check(config, out, resume=resume, device=device)
     base.generate(chosen, config)
-    folder = run(config, out or Path("runs") / recipe, resume=resume, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder = loop.train(config, out, resume=resume, device=device)
     print(f"checkpoint: {folder}")
 
 
@@ -222,6 +224,12 @@ def main() -> None:
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        print(f"error: {error}; install what this command needs with: pip install 'vla-oft[data,sim]'", file=sys.stderr)
+        sys.exit(1)
     except RuntimeError as error:
         from vla_oft.sims.base import SimulatorError
 

@@ -8,23 +8,27 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tiny import tiny_policy
+from vla_oft.data.augment import AugmentConfig
 from vla_oft.data.lerobot_writer import Episode, LeRobotWriter
 from vla_oft.heads import grounding, l1
 from vla_oft.policy import Policy
 from vla_oft.robots.tabletop import SPEC
 from vla_oft.train import checkpoint
 from vla_oft.train.config import Dataset, Fresh, Phase, Pretrained, TrainConfig
-from vla_oft.train.loop import train
+from vla_oft.train.loop import build_optimizer, train
 from vla_oft.train.schedule import Cosine
 
 LENGTH = 12
 
 
-def write_demos(out: Path, *, cameras: tuple[str, ...] = SPEC.cameras, state_dim: int = 8, masks: bool = True) -> Path:
+def write_demos(
+    out: Path, *, cameras: tuple[str, ...] = SPEC.cameras, state_dim: int = 8, masks: bool = True, kind: str = "demonstrations"
+) -> Path:
     """Two episodes in which a bright image means "forward" and a dark one "back"."""
     spec = dataclasses.replace(SPEC, cameras=cameras, state_dim=state_dim)
     rng = np.random.default_rng(0)
-    with LeRobotWriter(out, spec) as writer:
+    with LeRobotWriter(out, spec, kind=kind) as writer:
         for number in range(2):
             level = 200 if number else 40
             images = {camera: np.full((LENGTH, 64, 64, 3), level, np.uint8) for camera in cameras}
@@ -91,14 +95,18 @@ def test_a_run_leaves_a_loadable_checkpoint_and_says_how_it_was_made(demos, tmp_
     assert "policy" in (folder / "README.md").read_text()
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(demos, tmp_path):
-    whole = config(demos)
+@pytest.mark.parametrize("ema_decay", [0.9, None])
+def test_a_resumed_run_equals_an_uninterrupted_one(demos, tmp_path, ema_decay):
+    halves = (Phase(steps=2, mixture=(1.0,)), Phase(steps=4, mixture=(1.0,)))
+    whole = config(demos, phases=halves, precision="bf16", augment=AugmentConfig(crop_area=0.9), ema_decay=ema_decay)
     train(whole, tmp_path / "whole")
     train(whole, tmp_path / "resumed")
     last = tmp_path / "resumed" / "checkpoints"
     for file in sorted((last / "step-000006").rglob("*"), reverse=True):  # as if killed after step 3
         file.rmdir() if file.is_dir() else file.unlink()
     (last / "step-000006").rmdir()
+    with (tmp_path / "resumed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # a kill in the middle of a row
     train(whole, tmp_path / "resumed", resume=True)
     first, second = (rows(tmp_path / name) for name in ("whole", "resumed"))
     assert [r["step"] for r in second] == [1, 2, 3, 4, 5, 6]
@@ -109,14 +117,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(demos, tmp_path):
 
 
 def test_phases_mix_the_datasets_as_they_say(demos, tmp_path):
-    scenes = write_demos(tmp_path / "other")
+    scenes = write_demos(tmp_path / "scenes", kind="scenes")
     both = config(
         demos,
         datasets=(Dataset(name="a", path=str(demos)), Dataset(name="b", path=str(scenes))),
         phases=(Phase(steps=2, mixture=(0.0, 1.0)), Phase(steps=4, mixture=(1.0, 0.0))),
     )
     train(both, tmp_path / "run")
-    assert [r["step"] for r in rows(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert ["action_l1" in r for r in rows(tmp_path / "run")] == [False, False, True, True, True, True], "scenes have no actions"
     state = checkpoint.load_trainer(tmp_path / "run")
     assert state is not None and state["phase"] == 1 and state["loader"]["position"] == 16
 
@@ -168,12 +176,66 @@ def test_resuming_with_another_configuration_is_refused_by_field(demos, tmp_path
         train(config(demos, lr=2e-3), tmp_path / "run", resume=True)
 
 
-def test_missing_and_empty_datasets_are_named(tmp_path):
+def test_a_missing_dataset_is_named(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         train(config(tmp_path / "nowhere"), tmp_path / "run")
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.0}, {"batch_size": 0}, {"phases": ()}, {"ema_decay": 1.0}, {"datasets": ()}])
+def test_grounding_without_masks_is_refused_with_the_way_to_record_them(tmp_path):
+    demos = write_demos(tmp_path / "demos", masks=False)
+    with pytest.raises(ValueError, match="--grounding-patches 8"):
+        train(config(demos), tmp_path / "run")
+
+
+def test_a_dataset_that_changed_since_is_not_resumed(tmp_path):
+    demos = write_demos(tmp_path / "demos")
+    train(config(demos), tmp_path / "run")
+    info = demos / "meta" / "info.json"
+    info.write_text(info.read_text().replace('"fps": 20', '"fps": 10'))
+    with pytest.raises(ValueError, match="dataset 'demos' .* has changed"):
+        train(config(demos, save_every=2), tmp_path / "run", resume=True)
+
+
+def test_cameras_of_other_people_are_mapped(tmp_path):
+    demos = write_demos(tmp_path / "demos", cameras=("top", "hand"))
+    mapped = Dataset(name="demos", path=str(demos), cameras=(("front", "top"), ("wrist", "hand")))
+    train(config(demos, datasets=(mapped,)), tmp_path / "run")
+    assert Policy.load(tmp_path / "run").config.robot.cameras == ("front", "wrist")
+
+
+def test_the_random_crop_of_training_is_the_central_crop_of_inference(demos, tmp_path):
+    train(config(demos, augment=AugmentConfig(crop_area=0.8)), tmp_path / "run")
+    assert Policy.load(tmp_path / "run").config.preprocess.crop_area == 0.8
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(demos, tmp_path):
+    wild = config(demos, lr=1e30, clip_norm=1e30, phases=(Phase(steps=30, mixture=(1.0,)),), save_every=1)
+    with pytest.raises(FloatingPointError, match="not finite; the last good checkpoint"):
+        train(wild, tmp_path / "run")
+    assert all(torch.isfinite(p).all() for p in Policy.load(tmp_path / "run").parameters())
+
+
+def test_weight_decay_spares_norms_biases_and_embeddings():
+    policy = tiny_policy()
+    decayed = {id(p) for p in build_optimizer(config(Path("x")), policy).param_groups[0]["params"]}
+    names = {name for name, p in policy.named_parameters() if id(p) in decayed}
+    assert "vlm.language_model.model.layers.0.self_attn.q_proj.weight" in names
+    assert not [n for n in names if "norm" in n or "embed_tokens" in n or n.endswith(("bias", "token", "pos_embed"))]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": 0.0},
+        {"batch_size": 0},
+        {"phases": ()},
+        {"phases": (Phase(steps=3, mixture=(-1.0,)),)},
+        {"phases": (Phase(steps=3, mixture=(0.0,)),)},
+        {"ema_decay": 1.0},
+        {"datasets": ()},
+        {"seed": -1},
+    ],
+)
 def test_impossible_settings_are_refused_by_field(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         config(Path("x"), **change)

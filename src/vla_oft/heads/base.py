@@ -41,7 +41,8 @@ class ActionHead(nn.Module, ABC):
         """Normalised actions (B, K, D), float32."""
 
 
-def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of (B, K, D) over the valid steps; 0 when there are none."""
+def masked_mean(values: Tensor, valid: Tensor, *, empty: float = 0.0) -> Tensor:
+    """Mean of (B, K, D) over the valid steps; `empty` when there are none (0 for losses, NaN for metrics)."""
     weight = valid[..., None].to(values.dtype).expand_as(values)
-    return (values * weight).sum() / weight.sum().clamp(min=1)
+    mean = (values * weight).sum() / weight.sum().clamp(min=1)
+    return mean if empty == 0.0 else torch.where(valid.any(), mean, empty)

@@ -1,5 +1,6 @@
 """Continuous actions by regression: all K D slots decoded in one pass, an MLP-ResNet per chunk step (paper section IV-B)."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,9 +77,9 @@ class Head(ActionHead):
             loss = masked_mean(F.huber_loss(predicted, actions, reduction="none", delta=self.config.delta), valid) / self.config.delta
         error = error.detach()
         return loss, {
-            "action_l1": masked_mean(error, valid),
-            "action_l1_first": masked_mean(error[:, :1], valid[:, :1]),
-            "action_l1_rest": masked_mean(error[:, 1:], valid[:, 1:]),
+            "action_l1": masked_mean(error, valid, empty=math.nan),
+            "action_l1_first": masked_mean(error[:, :1], valid[:, :1], empty=math.nan),
+            "action_l1_rest": masked_mean(error[:, 1:], valid[:, 1:], empty=math.nan),
         }
 
     def sample(self, decode: Decode, generator: torch.Generator | None) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vla_oft.atomic import atomic_directory
-from vla_oft.policy import Policy, load_weights
+from vla_oft.policy import Policy
 from vla_oft.train.ema import Ema
 
 
@@ -50,13 +50,21 @@ def trainer_state(
     }
 
 
-def restore(run: Path, state: dict[str, Any], policy: Policy, ema: Ema | None, optimizer: torch.optim.Optimizer) -> None:
-    """Put everything back as it was when `state` was saved."""
+def same_data(run: Path, datasets: list[dict[str, Any]]) -> None:
+    """Raise ValueError unless the datasets are those that the newest checkpoint was trained on."""
+    before = json.loads((run / "checkpoints" / "last" / "run.json").read_text())["datasets"]
+    for old, new in zip(before, datasets, strict=True):
+        if old["fingerprint"] != new["fingerprint"]:
+            raise ValueError(
+                f"cannot resume {run}: dataset '{new['name']}' at {new['path']} has changed since; restore it, or start a new run"
+            )
+
+
+def restore(state: dict[str, Any], policy: Policy, ema: Ema | None, optimizer: torch.optim.Optimizer) -> None:
+    """Put everything back as it was when `state` was saved; `policy` was loaded from the same checkpoint."""
     if ema:
         policy.load_state_dict(state["weights"])
         ema.load_state_dict(state["ema"])
-    else:
-        load_weights(policy, run / "checkpoints" / f"step-{state['step']:06d}", policy.device, None)
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
 
@@ -71,7 +79,9 @@ def load_trainer(run: Path) -> dict[str, Any] | None:
     found = steps(run)
     if not found:
         return None
-    return torch.load(run / "checkpoints" / f"step-{found[-1]:06d}" / "trainer" / "state.pt", weights_only=True)
+    folder = run / "checkpoints" / f"step-{found[-1]:06d}"
+    _point(run / "checkpoints" / "last", folder.name)  # a kill may have come between a checkpoint and its pointer
+    return torch.load(folder / "trainer" / "state.pt", weights_only=True, map_location="cpu")
 
 
 def _point(link: Path, target: str) -> None:

@@ -14,10 +14,11 @@ from vla_oft.vlm import tokens
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One dataset folder and the name under which phases mix it."""
+    """One dataset folder. cameras: pairs (robot's name, dataset's name) where the names differ; empty keeps the dataset's own."""
 
     name: str
     path: str
+    cameras: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,6 @@ class Fresh:
     prompt_style: tokens.PromptStyle = "plain"
     vocab_size: int = 768
     corpus: tuple[str, ...] = ()
-    crop_area: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,11 @@ class Pretrained:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A run. `lr` is the peak learning rate; `precision` "bf16" means autocast over float32 weights."""
+    """A run.
+
+    lr: the peak learning rate. precision: "bf16" is autocast over float32 weights, "auto" the faster of both on the machine at hand.
+    augment: its random crop decides the central crop at inference. ema_decay: averaged weights are what checkpoints hold.
+    """
 
     name: str
     robot: str
@@ -70,7 +74,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     augment: AugmentConfig | None = None
     ema_decay: float | None = None
     frame_cache: Literal["none", "ram", "disk"] = "none"

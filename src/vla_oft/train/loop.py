@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from vla_oft import __version__
+from vla_oft import __version__, robots
 from vla_oft.atomic import replace_file, require_empty
 from vla_oft.config import to_dict
 from vla_oft.data.chunks import ChunkDataset
 from vla_oft.data.loader import BatchLoader
 from vla_oft.data.mixture import MixtureOrder
-from vla_oft.policy import Batch
+from vla_oft.policy import Batch, Policy, checkpoint_folder
 from vla_oft.train import checkpoint, setup
-from vla_oft.train.config import TrainConfig
+from vla_oft.train.config import Pretrained, TrainConfig
 from vla_oft.train.ema import Ema
+from vla_oft.train.precision import faster_precision
 from vla_oft.train.tracking import Tracker
 
 
@@ -33,20 +34,26 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, device: str =
     Raises ValueError before any work for data that does not fit, for an `out` that is not empty without `resume`, and for a resumed run
     whose configuration has changed; FloatingPointError when the loss stops being finite (the last good checkpoint stays).
     """
-    _check_folder(config, out, resume)
+    config = check(config, out, resume=resume, device=device)
     sources = setup.open_datasets(config)
-    policy = setup.build_policy(config, sources)
+    state = checkpoint.load_trainer(out) if resume else None
+    datasets = setup.dataset_facts(config, sources)
+    if state is None:
+        policy = setup.build_policy(config, sources)
+    else:
+        policy = Policy.load(out, dtype=torch.float32)
+        checkpoint.same_data(out, datasets)
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / "train.json", json.dumps(to_dict(config), indent=2) + "\n")
     dataset = setup.build_dataset(config, policy, sources)
+    setup.report_constant_dims(policy)
     policy.to(device).train()
     parameters = [p for p in policy.parameters() if p.requires_grad]
     optimizer = build_optimizer(config, policy)
     ema = Ema(policy, config.ema_decay) if config.ema_decay is not None else None
-    facts = _facts(config, setup.dataset_facts(config, sources))
-    state = checkpoint.load_trainer(out) if resume else None
+    facts = _facts(config, datasets)
     if state is not None:
-        checkpoint.restore(out, state, policy, ema, optimizer)
+        checkpoint.restore(state, policy, ema, optimizer)
     step = state["step"] if state else 0
     tracker = Tracker(
         out / "metrics.jsonl", log_every=config.log_every, total_steps=config.total_steps, batch_size=config.batch_size, start_step=step
@@ -69,13 +76,13 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, device: str =
         if ema:
             ema.update()
         step += 1
-        tracker.add(step, {"loss": loss.detach(), **metrics, "grad_norm": grad_norm}, lr, wait_s)
         saving = step % config.save_every == 0 or step == config.total_steps
         if (saving or step % config.log_every == 0) and not torch.isfinite(grad_norm):
             raise FloatingPointError(
                 f"loss {loss.item()}, gradient norm {grad_norm.item()} at step {step}: not finite; "
                 f"the last good checkpoint is {out}/checkpoints/last; lower lr={config.lr}"
             )
+        tracker.add(step, {"loss": loss.detach(), **metrics, "grad_norm": grad_norm}, lr, wait_s)
         if saving:
             trainer = checkpoint.trainer_state(step, phase, loader.state_dict(), optimizer, policy, ema)
             checkpoint.save(out, policy, ema, trainer, {**facts, "step": step}, config.keep_last)
@@ -102,19 +109,35 @@ def _batches(
 
 
 def build_optimizer(config: TrainConfig, policy: nn.Module) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only (not on norms, biases, embeddings of single tokens)."""
+    """AdamW; weight decay on the matrices of linear and convolution layers only, not on norms, biases and embeddings."""
+    decayed = {id(m.weight) for m in policy.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     trained = [p for p in policy.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def check(config: TrainConfig, out: Path, *, resume: bool, device: str) -> TrainConfig:
+    """Everything that can be refused before any data is read or recorded; returns the configuration with its precision decided."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device}, but this torch ({torch.__version__}) finds no CUDA GPU; use --device cpu")
+    if isinstance(config.model, Pretrained):
+        checkpoint_folder(Path(config.model.path))
+    robots.load(config.robot)
+    if config.precision == "auto":
+        config = dataclasses.replace(config, precision=faster_precision(device))
+    _check_folder(config, out, resume)
+    return config
 
 
 def _check_folder(config: TrainConfig, out: Path, resume: bool) -> None:
     saved = out / "train.json"
     if not (resume and saved.is_file()):
         require_empty(out)
+        if resume:
+            print(f"note: there is nothing to resume in {out}; starting from the beginning")
         return
     changed = _changed_fields(json.loads(saved.read_text()), json.loads(json.dumps(to_dict(config))))
     if changed:
@@ -122,7 +145,7 @@ def _check_folder(config: TrainConfig, out: Path, resume: bool) -> None:
 
 
 def _changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    ignored = {"log_every", "save_every", "keep_last", "num_workers"}
+    ignored = {"log_every", "save_every", "keep_last", "num_workers", "frame_cache"}
     changed = [k for k in sorted(before.keys() | after.keys()) if k not in ignored and before.get(k) != after.get(k)]
     return [f"{k} ({before.get(k)!r} then, {after.get(k)!r} now)" for k in changed]
 

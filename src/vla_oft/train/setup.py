@@ -24,7 +24,7 @@ LANDMARKS = "landmarks"
 def open_datasets(config: TrainConfig) -> list[Source]:
     """Open and check every dataset against the robot. Raises ValueError naming what does not fit; prints warnings."""
     spec = robots.load(config.robot)
-    sources = [open_source(d.path) for d in config.datasets]
+    sources = [open_source(d.path, dict(d.cameras) or None) for d in config.datasets]
     for source in sources:
         for warning in check_source(source, spec):
             print(f"warning: {source.path}: {warning}")
@@ -53,7 +53,7 @@ def _fresh(config: TrainConfig, model: Fresh, sources: list[Source]) -> Policy:
         robot=spec,
         vlm=vlm,
         head=model.head,
-        preprocess=preprocess.Config(image_size=vlm.dino.image_size, resize="box", crop_area=model.crop_area),
+        preprocess=preprocess.Config(image_size=vlm.dino.image_size, resize="box", crop_area=_crop_area(config)),
         dataset=_main_source(config, sources).name,
         chunk_len=spec.chunk_len,
         use_state=spec.state_dim > 0,
@@ -78,14 +78,20 @@ def _pretrained(config: TrainConfig, model: Pretrained, sources: list[Source]) -
         chunk_len=spec.chunk_len,
         use_state=spec.state_dim > 0,
         prompt_style=model.prompt_style or base.config.prompt_style,
+        preprocess=dataclasses.replace(base.config.preprocess, crop_area=_crop_area(config)),
     )
     policy = Policy.create(changed, _new_statistics(config, sources) if own else base.statistics, base.tokenizer, seed=config.seed)
     kept = {k: v for k, v in base.state_dict().items() if k in policy.state_dict() and policy.state_dict()[k].shape == v.shape}
     policy.load_state_dict(kept, strict=False)
-    new = sorted({k.split(".")[0] for k in policy.state_dict().keys() - kept.keys()})
+    new = sorted(policy.state_dict().keys() - kept.keys())
     if new:
-        print(f"new, not pretrained: {', '.join(new)}")
+        print(f"note: {len(new)} weights are new, not pretrained: {', '.join(new[:8])}{' ...' if len(new) > 8 else ''}")
     return policy
+
+
+def _crop_area(config: TrainConfig) -> float:
+    """Inference looks at the central part of an image when training looked at random parts of the same size."""
+    return config.augment.crop_area if config.augment else 1.0
 
 
 def _main_source(config: TrainConfig, sources: list[Source]) -> Source:
@@ -97,19 +103,20 @@ def _main_source(config: TrainConfig, sources: list[Source]) -> Source:
 
 
 def _new_statistics(config: TrainConfig, sources: list[Source]) -> DatasetStatistics:
-    spec = robots.load(config.robot)
-    main = _main_source(config, sources)
-    statistics = source_statistics(main, spec.normalize_mask)
-    for what, moments in (("action", statistics.action), ("state", statistics.state)):
-        constant = [] if moments is None else np.flatnonzero(moments.q01 == moments.q99).tolist()
+    return source_statistics(_main_source(config, sources), robots.load(config.robot).normalize_mask)
+
+
+def report_constant_dims(policy: Policy) -> None:
+    """Say which dimensions hardly change in the data and are therefore held constant."""
+    for what, normalizer in (("action", policy.action_normalizer), ("state", policy.state_normalizer)):
+        constant = normalizer.constant_dims() if normalizer else []
         if constant:
-            print(f"note: {what} dimensions {constant} hardly change in '{main.name}'; the policy keeps them constant")
-    return statistics
+            print(f"note: {what} dimensions {constant} do not change in '{policy.config.dataset}'; the policy keeps them constant")
 
 
 def build_dataset(config: TrainConfig, policy: Policy, sources: list[Source]) -> ChunkDataset:
-    """The datasets as training samples for this policy."""
-    wants_masks = policy.config.grounding is not None and all({GROUNDING, LANDMARKS} <= s.extras.keys() for s in sources)
+    """The datasets as training samples for this policy. Raises ValueError when a fresh model's grounding finds no fitting masks."""
+    masks = _has_masks(config, policy, sources)
     return ChunkDataset(
         sources,
         policy.config.robot,
@@ -117,9 +124,24 @@ def build_dataset(config: TrainConfig, policy: Policy, sources: list[Source]) ->
         image_size=policy.config.preprocess.image_size,
         chunk_len=policy.config.chunk_len,
         cache=config.frame_cache,
-        grounding=GROUNDING if wants_masks else None,
-        landmarks=LANDMARKS if wants_masks else None,
+        grounding=GROUNDING if masks else None,
+        landmarks=LANDMARKS if masks else None,
     )
+
+
+def _has_masks(config: TrainConfig, policy: Policy, sources: list[Source]) -> bool:
+    if policy.config.grounding is None:
+        return False
+    dino = policy.config.vlm.dino
+    side = dino.image_size // dino.patch_size
+    wanted = {GROUNDING: (policy.config.num_cameras, 2, side, side), LANDMARKS: (2, 3)}
+    lacking = [s for s in sources if any(s.extras.get(name) != shape for name, shape in wanted.items())]
+    if lacking and isinstance(config.model, Fresh):
+        raise ValueError(
+            f"dataset {lacking[0].path} cannot supervise grounding: it has {lacking[0].extras}, needed {wanted}; "
+            f"record it with --grounding-patches {side}, or set model.grounding=null"
+        )
+    return not lacking
 
 
 class Collate:
