@@ -1,32 +1,35 @@
-# Every target sets up what it needs. PYTHON picks the interpreter; VENV the virtual environment.
+# Every target sets up what it needs. PYTHON picks the interpreter, VENV the virtual environment, OUT the folder of the quickstart.
 PYTHON ?= python3
 VENV ?= .venv
+OUT ?= quickstart
 BIN := $(VENV)/bin
-TORCH ?= $(shell cat .torch-version)
+SOURCES := pyproject.toml packages/vla-oft-client/pyproject.toml .torch-version scripts/system_packages.sh scripts/python_packages.sh
 
-.PHONY: quickstart test test-all lint install clean
-quickstart: install            ## demonstrations -> OFT fine-tuning -> closed-loop evaluation -> quickstart/report.html
-	$(BIN)/vla-oft quickstart --out quickstart
+.PHONY: quickstart test test-all lint clean
+quickstart: $(VENV)/.run       ## demonstrations -> OFT fine-tuning -> closed-loop evaluation -> quickstart/report.html
+	$(BIN)/vla-oft quickstart --out $(OUT)
 
-test: install lint             ## everything CI runs
+test: lint                     ## everything CI runs
 	$(BIN)/pytest -m "not slow"
 
-test-all: install lint         ## the slow tests as well
+test-all: lint                 ## the slow tests as well
 	$(BIN)/pytest
 
-lint: install
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check -q .
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-install: $(VENV)/.installed
-
-$(VENV)/.installed: pyproject.toml packages/vla-oft-client/pyproject.toml .torch-version scripts/system_packages.sh
-	bash scripts/system_packages.sh
+$(VENV)/.run: $(SOURCES)
+	PYTHON=$(PYTHON) bash scripts/system_packages.sh
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	bash scripts/python_packages.sh $(BIN)/python $(TORCH)
+	bash scripts/python_packages.sh $(BIN)/python $$(cat .torch-version) data,sim
 	touch $@
 
-clean:
-	rm -rf $(VENV) quickstart
+$(VENV)/.dev: $(VENV)/.run
+	bash scripts/python_packages.sh $(BIN)/python $$(cat .torch-version) data,sim,dev
+	touch $@
+
+clean:                         ## removes the virtual environment and the quickstart's folder
+	rm -rf $(VENV) $(OUT)

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# Install this checkout into a virtual environment: python_packages.sh VENV/bin/python TORCH_VERSION
-# Prefers a CPU build of torch where the machine has no NVIDIA driver and the index offers one under the version's +cpu tag.
+# Install this checkout into a virtual environment: python_packages.sh VENV/bin/python TORCH_VERSION EXTRAS
 set -euo pipefail
-python=$1 torch=$2
+python=$1 torch=$2 extras=$3
 
 "$python" -m pip install -q --upgrade "pip>=23"
-if ! "$python" -c 'import torch' 2>/dev/null; then
+installed=$("$python" -c 'import importlib.metadata as m; print(m.version("torch").split("+")[0])' 2>/dev/null || true)
+if [ "$installed" != "$torch" ]; then
+    # A CPU build carries the tag +cpu on indexes that have one. Set PIP_EXTRA_INDEX_URL to such an index to save gigabytes on machines
+    # without a GPU.
     if command -v nvidia-smi >/dev/null || ! "$python" -m pip install -q "torch==$torch+cpu" 2>/dev/null; then
-        "$python" -m pip install -q "torch==$torch"
+        echo "installing torch $torch from the default index; with CUDA libraries this can be several GB"
+        "$python" -m pip install "torch==$torch"
     fi
 fi
 "$python" -m pip install -q -e packages/vla-oft-client
-"$python" -m pip install -q -e ".[train,data,sim,dev]"
+"$python" -m pip install -q -e ".[$extras]"
 # Only the robot meshes of gym-aloha are used; its dependencies would pull in a second physics stack.
 "$python" -m pip install -q --no-deps "gym-aloha==0.1.5"

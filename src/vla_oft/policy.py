@@ -83,7 +83,7 @@ class PolicyInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(PolicyInputs):
-    """Inputs and targets: actions float32 (B, K, D) normalised, valid bool (B, K), grounding uint8 (B, V, 2, side, side) or None,
+    """Inputs and targets: actions float32 (B, K, D) normalised, valid bool (B, K), grounding uint8 (B, V, 2, S, S) or None (see `heads/grounding.py`),
     landmarks float32 (B, 2, 3) metres or None."""
 
     actions: Tensor
@@ -153,7 +153,7 @@ class Policy(nn.Module):
         decoder = _Decoder(self, batch)
         loss, metrics = self.action_head.loss(decoder, batch.actions, batch.valid)
         if self.grounding_head is not None and batch.grounding is not None:
-            extra, extra_metrics = self.grounding_head.loss(decoder.patch_states, batch.grounding)
+            extra, extra_metrics = self.grounding_head.mask_loss(decoder.patch_states, batch.grounding)
             loss, metrics = loss + extra, {**metrics, **extra_metrics}
             if batch.landmarks is not None:
                 extra, extra_metrics = self.grounding_head.landmark_loss(decoder.first_hidden, batch.landmarks)

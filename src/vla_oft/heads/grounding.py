@@ -1,9 +1,13 @@
-"""Auxiliary supervision for language grounding: which image patches show the object that the instruction names?
+"""Auxiliary supervision for language grounding: which parts of the image show the object that the instruction names, and where is it?
 
-Not an action head. A linear read-out of the patch tokens where they enter the decoder's last layer, trained with masks that a simulator
-renders for free. Measured on a 3 M-parameter model: regression of coordinates alone stays at chance after 7 minutes on 2 cores, the dense
-question is answered after one. A second read-out, from the row that predicts the first action, says where the object and its destination
-are. Unused at inference, and silent when a batch has no masks.
+Not an action head. Two read-outs, trained with answers that a simulator renders for free; unused at inference, silent without masks:
+
+    masks      each patch token, where it enters the decoder's last layer: which of its cells x cells parts show the object (channel 0) and
+               the destination (channel 1)?
+    landmarks  the row that predicts the first action: where are the two, in metres?
+
+Measured on a 3 M-parameter model: coordinates alone stay at chance after 7 minutes on 2 cores, the dense question is answered after one;
+a landmark loss ten times as strong as the mask loss drowns it (LOG.md).
 """
 
 from dataclasses import dataclass
@@ -17,11 +21,12 @@ from vla_oft.heads.base import Metrics
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """mask_weight: factor of the patch loss in the total; positive_weight: weight of the few patches that show the object.
+    """cells: parts per patch side that the masks resolve. mask_weight, landmark_weight: factors of the two losses in the total.
 
-    landmark_weight: factor of the mean L1 distance, in units of `landmark_scale_m` metres, to the two positions.
+    positive_weight: weight of the few parts that show something. landmark_scale_m: unit of the mean L1 distance, in metres.
     """
 
+    cells: int = 1
     mask_weight: float = 1.0
     positive_weight: float = 4.0
     landmark_weight: float = 0.3
@@ -29,34 +34,35 @@ class Config:
 
 
 class Head(nn.Module):
-    """Two questions per patch: is it the object to act on (channel 0), is it the destination (channel 1)?"""
+    """Both read-outs."""
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         self.config = config
         self.norm = nn.LayerNorm(width)
-        self.read = nn.Linear(width, 2)
+        self.read = nn.Linear(width, 2 * config.cells**2)
         self.locate = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 6))
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Patch hidden states (B, V * P, W) -> logits (B, V * P, 2)."""
-        return self.read(self.norm(patches))
+    def forward(self, patches: Tensor, num_cameras: int) -> Tensor:
+        """Patch hidden states (B, V * P, W) -> mask logits (B, V, 2, S, S); S = patches per side times cells."""
+        c = self.config.cells
+        side = round((patches.shape[1] // num_cameras) ** 0.5)
+        logits = self.read(self.norm(patches)).view(-1, num_cameras, side, side, 2, c, c)
+        return logits.permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, num_cameras, 2, side * c, side * c)
 
-    def loss(self, patches: Tensor, masks: Tensor) -> tuple[Tensor, Metrics]:
-        """masks (B, V, 2, side, side) in {0, 1}. Metric: share of images with the object in view whose best patch shows it."""
-        B, V = masks.shape[:2]
-        target = masks.flatten(3).transpose(2, 3).reshape(B, -1, 2).float()
-        logits = self(patches).float()
-        weight = torch.full((2,), self.config.positive_weight, device=logits.device)
+    def mask_loss(self, patches: Tensor, masks: Tensor) -> tuple[Tensor, Metrics]:
+        """masks (B, V, 2, S, S) in {0, 1}. Metric: share of images with the object in view whose likeliest part shows it."""
+        logits, target = self(patches, masks.shape[1]).float(), masks.float()
+        weight = torch.full((), self.config.positive_weight, device=logits.device)
         loss = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
-        best = logits.detach()[..., 0].view(B * V, -1).argmax(-1, keepdim=True)
-        shown = target[..., 0].view(B * V, -1)
+        shown = target[:, :, 0].flatten(0, 1).flatten(1)
+        best = logits.detach()[:, :, 0].flatten(0, 1).flatten(1).argmax(-1, keepdim=True)
         in_view = shown.any(-1).float()
         hit = (shown.gather(1, best)[:, 0] * in_view).sum() / in_view.sum().clamp(min=1)
         return self.config.mask_weight * loss, {"grounding_loss": loss.detach(), "grounding_hit": hit}
 
     def landmark_loss(self, hidden: Tensor, landmarks: Tensor) -> tuple[Tensor, Metrics]:
-        """hidden (B, W) of the row that predicts the first action; landmarks (B, 2, 3) in metres, NaN where there is none."""
+        """hidden (B, W); landmarks (B, 2, 3) in metres, NaN where there is none. Metric: mean error of the object per coordinate, metres."""
         c = self.config
         predicted = self.locate(hidden).float().view(-1, 2, 3)
         known = torch.isfinite(landmarks)

@@ -133,7 +133,7 @@ def _has_masks(config: TrainConfig, policy: Policy, sources: list[Source]) -> bo
     if policy.config.grounding is None:
         return False
     dino = policy.config.vlm.dino
-    side = dino.image_size // dino.patch_size
+    side = dino.image_size // dino.patch_size * policy.config.grounding.cells
     wanted = {GROUNDING: (policy.config.num_cameras, 2, side, side), LANDMARKS: (2, 3)}
     lacking = [s for s in sources if any(s.extras.get(name) != shape for name, shape in wanted.items())]
     if lacking and isinstance(config.model, Fresh):
