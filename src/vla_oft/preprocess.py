@@ -34,6 +34,30 @@ def prepare_image(config: Config, image: np.ndarray) -> np.ndarray:
     return center_crop(resize(image, config.image_size, config.resize), config.crop_area)
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """`prepare_image` of one configuration, as a dataset takes it: training then reads the pixels that inference reads.
+
+    With random crops in training, give it the configuration with crop_area=1: they take the central crop's place.
+    """
+
+    config: Config
+
+    @property
+    def size(self) -> int:
+        """Side of the square images, pixels."""
+        return self.config.image_size
+
+    @property
+    def key(self) -> str:
+        """Names everything that decides the pixels: two preparations with the same key give the same images."""
+        return f"{self.config.image_size}-{self.config.resize}-{self.config.crop_area!r}"
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Raw uint8 (H, W, 3) -> uint8 (S, S, 3)."""
+        return prepare_image(self.config, image)
+
+
 def prepare_images(config: Config, observation: Observation, cameras: tuple[str, ...]) -> np.ndarray:
     """All cameras of one observation in the policy's order -> uint8 (V, S, S, 3)."""
     return np.stack([prepare_image(config, observation.images[camera]) for camera in cameras])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vla_oft import images as reference
-from vla_oft.data.augment import AugmentConfig, augment, center_crop
+from vla_oft.data.augment import AugmentConfig, augment, crop_resize
 
 PLAIN = AugmentConfig(crop_area=1.0, brightness=0, contrast=0, saturation=0, hue=0)
 
@@ -86,11 +86,12 @@ def test_masks_are_cropped_with_their_image():
         assert (pixel - patch).abs().max() < 1.0
 
 
-def test_the_central_crop_is_the_policys():
-    images = photos(3, 48)
+def test_a_random_crop_that_falls_on_the_centre_is_the_policys_central_crop():
+    images, side = photos(3, 48), 0.9**0.5
     expected = np.stack([reference.center_crop(image, 0.9) for image in images.numpy()])
-    assert np.abs(center_crop(images, 0.9).numpy().astype(int) - expected).max() <= 1
-    assert torch.equal(center_crop(images, 1.0), images)
+    centre = torch.tensor([[(1 - side) / 2, (1 - side) / 2, side]]).expand(3, 3)
+    cropped = crop_resize(images.permute(0, 3, 1, 2).float(), centre).permute(0, 2, 3, 1)
+    assert np.abs(cropped.round().numpy().astype(int) - expected).max() <= 1
 
 
 def test_crops_stay_inside_the_image_unless_shifted():

@@ -11,8 +11,9 @@ from vla_oft.collect.episodes import Disturbance
 from vla_oft.data.base import check_source, instruction, open_source
 from vla_oft.data.chunks import ChunkDataset
 from vla_oft.data.lerobot_writer import LeRobotWriter
+from vla_oft.preprocess import Config, Preparation
 from vla_oft.sims.base import Outcome
-from vla_oft.statistics import load_statistics
+from vla_oft.statistics import Normalizer, load_statistics
 from vla_oft_client import Gripper, Observation, RobotSpec
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -196,7 +197,14 @@ def test_scenes_never_train_actions(tmp_path):
     config = SceneConfig(suite=("dot/touch",), scenes=4, seed=0, out=tmp_path / "scenes", grounding_patches=4, camera_size=32, workers=2)
     collect_scenes(config, make_dot)
     statistics = next(iter(load_statistics(run(tmp_path).out / "meta" / "dataset_statistics.json").values()))
-    data = ChunkDataset([open_source(config.out)], SPEC, statistics, image_size=16, grounding="grounding", landmarks="landmarks")
+    data = ChunkDataset(
+        [open_source(config.out)],
+        SPEC,
+        prepare=Preparation(Config(image_size=16, resize="box", crop_area=1.0)),
+        action_normalizer=Normalizer(statistics.action, statistics.normalize_mask, SPEC.normalization),
+        grounding="grounding",
+        landmarks="landmarks",
+    )
     samples = data.batch([0, 3])
     assert not samples.valid.any() and samples.landmarks is not None and np.isfinite(samples.landmarks[:, 0]).all()
     assert samples.grounding is not None and samples.grounding.shape == (2, 2, 2, 4, 4)

@@ -1,6 +1,7 @@
 """Chunks, caches, mixtures and loaders: what a training run reads, and that it is the same every time."""
 
 import itertools
+import os
 import pickle
 from pathlib import Path
 
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 from demonstrations import LENGTHS, SPEC, bar_width, write
 
+from vla_oft.atomic import temporary_beside
 from vla_oft.data.base import open_source, source_statistics
 from vla_oft.data.chunks import ChunkDataset, Samples, chunk_rows
 from vla_oft.data.loader import BatchLoader
 from vla_oft.data.mixture import MixtureOrder
-from vla_oft.statistics import Normalizer
+from vla_oft.images import Filter
+from vla_oft.preprocess import Config, Preparation
+from vla_oft.statistics import Normalizer, compute_statistics
 
 RECORDED = Path(__file__).resolve().parents[3] / "shared" / "parity" / "pure_functions"
 
@@ -24,9 +28,17 @@ def source(tmp_path_factory):
     return open_source(folder)
 
 
+def preparation(size: int = 16, resize: Filter = "box", crop_area: float = 1.0) -> Preparation:
+    return Preparation(Config(image_size=size, resize=resize, crop_area=crop_area))
+
+
 def dataset(*sources, **options) -> ChunkDataset:
     statistics = source_statistics(sources[0], SPEC.normalize_mask)
-    return ChunkDataset(sources, SPEC, statistics, **{"image_size": 16, "grounding": "grounding", **options})
+    normalizers = {
+        "action_normalizer": Normalizer(statistics.action, statistics.normalize_mask, SPEC.normalization),
+        "state_normalizer": None if statistics.state is None else Normalizer(statistics.state, None, SPEC.normalization),
+    }
+    return ChunkDataset(sources, SPEC, **{"prepare": preparation(), "grounding": "grounding", **normalizers, **options})
 
 
 def keep(samples: Samples) -> Samples:
@@ -91,14 +103,34 @@ def test_a_cache_changes_nothing(source, tmp_path, cache):
     assert same(plain.batch(order), cached.batch(order)) and same(plain[3], cached[3])
 
 
+def test_the_normalizers_given_are_the_ones_used(source):
+    swapped = Normalizer(source_statistics(source, SPEC.normalize_mask).action, np.array([False, True]), "zscore")
+    samples = dataset(source, action_normalizer=swapped, state_normalizer=None).batch([3])
+    np.testing.assert_array_equal(samples.actions[0], swapped.normalize(source.actions(0)[3:7]))
+    assert samples.state is None
+
+
+def test_a_killed_decoding_leaves_nothing_for_ever(source, tmp_path):
+    dataset(source, cache="disk", cache_dir=tmp_path)
+    (file,) = tmp_path.iterdir()
+    left = temporary_beside(file)
+    left = left.with_name(left.name.replace(f".{os.getpid()}.", ".999999999."))
+    file.rename(left)
+    dataset(source, cache="disk", cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_a_disk_cache_is_reused_and_belongs_to_its_contents(source, tmp_path, capsys):
     first = dataset(source, cache="disk", cache_dir=tmp_path)
     assert "decoding set" in capsys.readouterr().err
     again = dataset(source, cache="disk", cache_dir=tmp_path)
     assert "decoding" not in capsys.readouterr().err and same(first[5], again[5])
-    dataset(source, cache="disk", cache_dir=tmp_path, image_size=8)
+    others = (preparation(8), preparation(16, "bicubic"), preparation(16, "lanczos"), preparation(16, "box", 0.9))
+    for prepare in others:
+        cached = dataset(source, cache="disk", cache_dir=tmp_path, prepare=prepare)
+        assert same(cached.batch([0, 20]), dataset(source, prepare=prepare).batch([0, 20])), "each has its own file"
     files = [p.name for p in tmp_path.iterdir()]
-    assert len(files) == 2 and all(name.endswith(".npy") and not name.startswith(".") for name in files)
+    assert len(files) == 1 + len(others) and all(name.endswith(".npy") and not name.startswith(".") for name in files)
     assert len(pickle.dumps(first)) < 100_000 and same(pickle.loads(pickle.dumps(first))[5], first[5])
 
 
@@ -191,4 +223,11 @@ def test_bad_settings_are_refused(source):
     with pytest.raises(IndexError, match="asked for"):
         data.batch([len(data)])
     with pytest.raises(ValueError, match="no datasets"):
-        ChunkDataset([], SPEC, [], image_size=8)
+        ChunkDataset([], SPEC)
+    with pytest.raises(ValueError, match="give the policy's `action_normalizer` and `prepare`"):
+        ChunkDataset([source], SPEC)
+    moments = compute_statistics([np.zeros((2, 5))], None, [True] * 5).action
+    with pytest.raises(ValueError, match="has 2 action dimensions, the normalizer 5"):
+        dataset(source, action_normalizer=Normalizer(moments, None, "bounds"))
+    with pytest.raises(ValueError, match="has 3 state dimensions, the normalizer 5"):
+        dataset(source, state_normalizer=Normalizer(moments, None, "bounds"))

@@ -64,17 +64,6 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator, m
     return torch.stack(pixels.unbind(1), dim=-1).reshape(images.shape), masks
 
 
-def center_crop(images: Tensor, area: float) -> Tensor:
-    """The central part of images (..., H, W, 3) that holds `area` of each, resized back: `vla_oft.images.center_crop` for a batch."""
-    if area == 1.0:
-        return images
-    flat = images.reshape(-1, *images.shape[-3:])
-    side = AugmentConfig(crop_area=area).crop_area ** 0.5
-    box = torch.tensor([[(1 - side) / 2, (1 - side) / 2, side]], device=images.device).expand(len(flat), 3)
-    cropped = crop_resize(flat.permute(0, 3, 1, 2).float(), box).permute(0, 2, 3, 1)
-    return _to_dtype(cropped, images.dtype).reshape(images.shape)
-
-
 def sample_boxes(count: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Random squares (count, 3): top, left, side, as shares of the image."""
     side = config.crop_area**0.5

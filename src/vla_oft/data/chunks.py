@@ -16,8 +16,8 @@ import numpy as np
 
 from vla_oft.data import cache as frame_cache
 from vla_oft.data.base import Source
-from vla_oft.data.cache import Resize
-from vla_oft.images import resize as default_resize
+from vla_oft.data.cache import Prepare
+from vla_oft.images import resize
 from vla_oft.statistics import DatasetStatistics, Normalizer
 from vla_oft_client import RobotSpec
 
@@ -57,36 +57,46 @@ def chunk_rows(starts: np.ndarray, ends: np.ndarray, chunk_len: int) -> tuple[np
 class ChunkDataset:
     """All time steps of one or more sources, concatenated. Map-style: `dataset[i]` is one sample, `batch(indices)` many at once.
 
-    statistics: of each source, or one for all; chunk_len: K, by default the robot's; image_size: of the (square) images.
-    cache: "ram" or "disk" (in `cache_dir`, by default `.cache` beside each dataset) decodes and resizes everything once, now; "none"
-    decodes what is asked for. grounding, landmarks: also return the sources' extras of those names.
+    prepare: from a recorded frame to the policy's image. action_normalizer, state_normalizer: the policy's own; without the latter,
+    samples have no state. chunk_len: K, by default the robot's. cache: "ram" or "disk" (in `cache_dir`, by default `.cache` beside each
+    dataset) decodes and prepares everything once, now; "none" decodes what is asked for. grounding, landmarks: also return the sources'
+    extras of those names. parity: drop windows past the end of an episode.
     """
 
     def __init__(
         self,
         sources: Sequence[Source],
         spec: RobotSpec,
-        statistics: DatasetStatistics | Sequence[DatasetStatistics],
+        statistics: DatasetStatistics | None = None,
         *,
-        image_size: int,
+        prepare: Prepare | None = None,
+        action_normalizer: Normalizer | None = None,
+        state_normalizer: Normalizer | None = None,
+        image_size: int | None = None,
         chunk_len: int | None = None,
         cache: Caching = "none",
         cache_dir: str | Path | None = None,
-        resize: Resize = default_resize,
         grounding: str | None = None,
         landmarks: str | None = None,
         parity: bool = False,
     ) -> None:
         if not sources:
             raise ValueError("no datasets: give at least one")
-        per_source = [statistics] * len(sources) if isinstance(statistics, DatasetStatistics) else list(statistics)
-        if len(per_source) != len(sources):
-            raise ValueError(f"{len(per_source)} statistics for {len(sources)} datasets: give one for each, or one for all")
-        self.sources, self.spec, self.image_size, self.resize, self.grounding = tuple(sources), spec, image_size, resize, grounding
+        # `statistics` and `image_size` stand for normalizers and `prepare` until every caller passes those.
+        if statistics is not None:
+            train = "train" if parity else None
+            statistics.check(spec)
+            action_normalizer = Normalizer(statistics.action, np.asarray(spec.normalize_mask), spec.normalization, train)
+            if spec.state_dim and statistics.state is not None:
+                state_normalizer = Normalizer(statistics.state, None, spec.normalization, train)
+        if image_size is not None:
+            prepare = _Box(image_size)
+        if action_normalizer is None or prepare is None:
+            raise ValueError("give the policy's `action_normalizer` and `prepare`")
+        _check_sizes(sources, spec, action_normalizer, state_normalizer)
+        self.sources, self.spec, self.prepare, self.grounding = tuple(sources), spec, prepare, grounding
         self.chunk_len = spec.chunk_len if chunk_len is None else chunk_len
-        self._parts = [
-            _Part(s, spec, st.check(spec), self.chunk_len, grounding, landmarks, parity) for s, st in zip(sources, per_source, strict=True)
-        ]
+        self._parts = [_Part(s, action_normalizer, state_normalizer, self.chunk_len, grounding, landmarks, parity) for s in sources]
         self._ends = np.cumsum([len(part.starts) for part in self._parts])
         if not self._ends[-1]:
             raise ValueError(f"no episode has chunk_len={self.chunk_len} steps: use a shorter chunk, or parity=False")
@@ -135,19 +145,43 @@ class ChunkDataset:
         )
 
     def _read_images(self, part: "_Part", rows: np.ndarray) -> np.ndarray:
-        out = np.empty((len(rows), len(self.spec.cameras), self.image_size, self.image_size, 3), np.uint8)
+        out = np.empty((len(rows), len(self.spec.cameras), self.prepare.size, self.prepare.size, 3), np.uint8)
         episodes = part.episodes[rows]
         for episode in np.unique(episodes):
             slots = np.flatnonzero(episodes == episode)
             steps = rows[slots] - (part.ends[rows[slots]] - part.source.lengths[episode])
-            out[slots] = frame_cache.decode_rows(part.source, int(episode), steps, self.spec.cameras, self.image_size, self.resize)
+            out[slots] = frame_cache.decode_rows(part.source, int(episode), steps, self.spec.cameras, self.prepare)
         return out
 
     def _decode(self, source: Source, cache: Caching, cache_dir: str | Path | None) -> frame_cache.FrameCache:
         if cache == "ram":
-            return frame_cache.in_memory(source, self.spec.cameras, self.image_size, self.resize)
+            return frame_cache.in_memory(source, self.spec.cameras, self.prepare)
         folder = Path(cache_dir) if cache_dir is not None else source.path.parent / ".cache"
-        return frame_cache.on_disk(folder, source, self.spec.cameras, self.image_size, self.resize)
+        return frame_cache.on_disk(folder, source, self.spec.cameras, self.prepare)
+
+
+@dataclass(frozen=True)
+class _Box:
+    size: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.size}-box-1.0"
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return resize(image, self.size)
+
+
+def _check_sizes(sources: Sequence[Source], spec: RobotSpec, action: Normalizer, state: Normalizer | None) -> None:
+    """Raise ValueError unless everything is about the same robot."""
+    for source in sources:
+        missing = [camera for camera in spec.cameras if camera not in source.cameras]
+        if missing:
+            raise ValueError(f"dataset {source.path} has no camera {', '.join(missing)} of robot '{spec.name}'; it has {source.cameras}")
+        if source.action_dim != action.moments.dim:
+            raise ValueError(f"dataset {source.path} has {source.action_dim} action dimensions, the normalizer {action.moments.dim}")
+        if state is not None and source.state_dim != state.moments.dim:
+            raise ValueError(f"dataset {source.path} has {source.state_dim} state dimensions, the normalizer {state.moments.dim}")
 
 
 class _Part:
@@ -156,8 +190,8 @@ class _Part:
     def __init__(
         self,
         source: Source,
-        spec: RobotSpec,
-        statistics: DatasetStatistics,
+        action: Normalizer,
+        state: Normalizer | None,
         chunk_len: int,
         grounding: str | None,
         landmarks: str | None,
@@ -166,16 +200,10 @@ class _Part:
         missing = [name for name in (grounding, landmarks) if name is not None and name not in source.extras]
         if missing:
             raise ValueError(f"dataset {source.path} has no {missing}; it has {sorted(source.extras) or 'no extras'}")
-        train = "train" if parity else None
-        action = Normalizer(statistics.action, np.asarray(spec.normalize_mask), spec.normalization, train)
         episodes = range(len(source))
         self.source, self.has_actions = source, source.kind != "scenes"
         self.actions = action.normalize(np.concatenate([source.actions(e) for e in episodes]))
-        self.states: np.ndarray | None = None
-        if spec.state_dim:
-            assert statistics.state is not None
-            state = Normalizer(statistics.state, None, spec.normalization, train)
-            self.states = state.normalize(np.concatenate([source.states(e) for e in episodes]))
+        self.states = None if state is None else state.normalize(np.concatenate([source.states(e) for e in episodes]))
         self.tasks = np.concatenate([source.task_indices(e) for e in episodes])
         self.grounding, self.landmarks = (
             None if name is None else np.concatenate([source.extra(name, e) for e in episodes]) for name in (grounding, landmarks)
