@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--out", type=Path, required=True, help="CSV of every episode")
+    parser.add_argument("--skip-timing", action="store_true", help="only the experts: no picture is drawn")
     args = parser.parse_args()
     rows = []
     print("| family | " + " | ".join(f"noise {name}" for name in NOISES) + " |\n|" + " --- |" * (len(NOISES) + 1))
@@ -38,7 +39,8 @@ def main() -> None:
         env.close()
     with args.out.open("w", newline="") as file:
         csv.writer(file).writerows([("family", "noise", "seed", "success", "steps"), *rows])
-    time_steps()
+    if not args.skip_timing:
+        time_steps()
 
 
 def run_episode(env: tabletop.TabletopEnv, seed: int, std: float, push_std: float) -> tuple[bool, int]:

@@ -57,7 +57,8 @@ def load_mujoco() -> ModuleType:
     if _needs_a_display(mujoco):
         raise SimulatorError(IMPORTED_EARLY)
     # Defaults that let the destructor of a renderer whose constructor failed end quietly.
-    mujoco.Renderer._gl_context = mujoco.Renderer._mjr_context = None
+    renderer: Any = mujoco.Renderer
+    renderer._gl_context = renderer._mjr_context = None
     return mujoco
 
 

@@ -90,17 +90,19 @@ class TabletopEnv:
         control = self._data.ctrl
         begin, end = viperx.inverse_kinematics(start), viperx.inverse_kinematics(self._goal)
         lead = (end - begin) / SPEC.period_s * viperx.VELOCITY_LEAD_S
+        self._brushed = np.zeros(NUM_BLOCKS, bool)
         for substep in range(_SUBSTEPS):
             control[:6] = begin + (end - begin) * ((substep + 1) / _SUBSTEPS) + lead
             self._finger += np.clip(finger_goal - self._finger, -_FINGER_STEP_M, _FINGER_STEP_M)
             control[6:8] = self._finger, -self._finger
             self._mujoco.mj_step(self._model, self._data)
+            self._watch()
         self.num_steps += 1
         self._check_physics()
         self._judge()
 
     def outcome(self) -> Outcome:
-        """The verdict so far. Acting on the wrong object first is never a success."""
+        """The verdict so far. Acting on the wrong object first, or on several at once, is never a success."""
         if self._chosen is None:
             return Outcome(success=False, chosen=None, correct=None)
         correct = self._chosen == self.target
@@ -141,7 +143,9 @@ class TabletopEnv:
             touched=contacts[:, 0] | contacts[:, 1],
             gripped=contacts[:, 0] & contacts[:, 1],
             still=np.abs(self._data.qvel[self._block_velocities]).max(axis=1) < 0.10,
-            raised=self._raised,
+            brushed=self._brushed,
+            ever_brushed=self._ever_brushed,
+            highest=self._highest,
             plate=self.layout.plate_m,
             target=self.target,
             other=self.other,
@@ -225,9 +229,10 @@ class TabletopEnv:
         self._joint_addresses = np.array([model.joint(name).qposadr[0] for name in names])
         self._hand = model.body(viperx.joint_name("gripper_link")).id
         self._plate = model.body("plate").id
-        self._pads = [model.geom("pad_left").id, model.geom("pad_right").id]
+        self._pads = {model.geom("pad_left").id, model.geom("pad_right").id}
         self._plate_geoms = [model.geom("plate").id, model.geom("glaze").id]
         self._block_geoms = [model.geom(f"block_{i}").id for i in range(NUM_BLOCKS)]
+        self._block_of = {geom: block for block, geom in enumerate(self._block_geoms)}
         self._blocks = [model.body(f"block_{i}").id for i in range(NUM_BLOCKS)]
         self._block_addresses = [model.joint(f"block_{i}").qposadr[0] for i in range(NUM_BLOCKS)]
         first = [model.joint(f"block_{i}").dofadr[0] for i in range(NUM_BLOCKS)]
@@ -251,7 +256,9 @@ class TabletopEnv:
     def _begin(self) -> None:
         self.num_steps = 0
         self._start = self._data.xpos[self._blocks].copy()
-        self._raised = np.zeros(NUM_BLOCKS, bool)
+        self._highest = self._start[:, 2].copy()
+        self._brushed = np.zeros(NUM_BLOCKS, bool)
+        self._ever_brushed = np.zeros(NUM_BLOCKS, bool)
         self._chosen: int | None = None
         self._success = False
 
@@ -260,18 +267,27 @@ class TabletopEnv:
         contact = self._data.contact
         touching = contact.geom[contact.dist < 0.0005]  # (contacts, 2)
         found = np.zeros((NUM_BLOCKS, 2), bool)
-        for side, pad in enumerate(self._pads):
+        for side, pad in enumerate(sorted(self._pads)):
             partners = touching[(touching == pad).any(axis=1)]
             found[:, side] = np.isin(self._block_geoms, partners)
         return found
 
+    def _watch(self) -> None:
+        """Once a physics step: what is over within a control step counts all the same. Plain Python: NumPy's cost twice as much."""
+        np.maximum(self._highest, self._data.xpos[self._blocks, 2], out=self._highest)
+        for pair in self._data.contact.geom.tolist():
+            if not self._pads.isdisjoint(pair):
+                for block in self._block_of.keys() & pair:
+                    self._brushed[self._block_of[block]] = True
+
     def _judge(self) -> None:
-        self._raised |= self._data.xpos[self._blocks, 2] > BLOCK_HALF_M + 0.03
+        self._ever_brushed |= self._brushed
         family, moment = tabletop_tasks.FAMILIES[self.family], self.moment()
         if self._chosen is None:
             acted_on = np.flatnonzero(family.acted_on(moment))
             if acted_on.size:
-                self._chosen = int(self.target if self.target in acted_on else acted_on[0])
+                wrong = acted_on[acted_on != self.target]
+                self._chosen = int(wrong[0] if wrong.size else self.target)
         self._success = family.success(moment)
 
     def _check_physics(self) -> None:

@@ -18,7 +18,8 @@ class Moment:
 
     blocks: (3, 3) centres now.  start: (3, 3) centres at the start of the episode.
     touched: (3,) a finger touches the block now.  gripped: (3,) both do.  still: (3,) the block hardly moves.
-    raised: (3,) the block has been off the table at some time.
+    brushed: (3,) a finger touched it in any physics step since the last control step.  ever_brushed: (3,) since the start.
+    highest: (3,) the greatest height of the centre since the start.
     plate: (2,) centre of the plate.
     target, other: index of the object to act on, and of the block to stack it on.
     """
@@ -28,7 +29,9 @@ class Moment:
     touched: np.ndarray
     gripped: np.ndarray
     still: np.ndarray
-    raised: np.ndarray
+    brushed: np.ndarray
+    ever_brushed: np.ndarray
+    highest: np.ndarray
     plate: np.ndarray
     target: int
     other: int
@@ -37,6 +40,14 @@ class Moment:
         """(3,) horizontal distance from the start."""
         return np.linalg.norm((self.blocks - self.start)[:, :2], axis=1)
 
+    def raised(self) -> np.ndarray:
+        """(3,) the block has been off the table at some time."""
+        return self.highest > BLOCK_HALF_M + 0.03
+
+    def put_down(self) -> np.ndarray:
+        """(3,) the block was picked up and now rests somewhere, let go."""
+        return self.raised() & ~self.touched & self.still
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
@@ -44,7 +55,7 @@ class Family:
 
     destination: what the object is brought to: "plate", "other" (block) or None.
     max_steps: about twice the length of the expert's mean episode (benchmarks/tabletop.md).
-    acted_on: (3,) which objects have been chosen by this moment; the first one ever is the policy's choice.
+    acted_on: (3,) which objects have been chosen by this moment; the first ever is the policy's choice; several at once are a wrong one.
     success: whether the instruction has been carried out.
     """
 
@@ -67,25 +78,29 @@ def is_stacked(upper: np.ndarray, lower: np.ndarray) -> bool:
     return bool(np.hypot(offset[0], offset[1]) < 1.2 * BLOCK_HALF_M and abs(offset[2] - 2 * BLOCK_HALF_M) < 0.006)
 
 
+def _touched(moment: Moment) -> bool:
+    return bool(moment.touched[moment.target] and not np.delete(moment.ever_brushed, moment.target).any())
+
+
 def _pushed(moment: Moment) -> bool:
-    others = np.delete(moment.moved(), moment.target)
-    return bool((moment.blocks - moment.start)[moment.target, 0] >= 0.05 and np.all(others < 0.015))
+    """Along the table: a block that is carried forward was not pushed."""
+    forward, others = (moment.blocks - moment.start)[moment.target, 0], np.delete(moment.moved(), moment.target)
+    return bool(forward >= 0.05 and moment.highest[moment.target] < BLOCK_HALF_M + 0.02 and np.all(others < 0.015))
 
 
 def _lifted(moment: Moment) -> bool:
     return bool(moment.touched[moment.target] and moment.blocks[moment.target, 2] > BLOCK_HALF_M + 0.05)
 
 
-def _put_down(moment: Moment) -> np.ndarray:
-    return moment.raised & ~moment.touched & moment.still
-
-
 def _stacked(moment: Moment) -> bool:
-    return bool(_put_down(moment)[moment.target] and is_stacked(moment.blocks[moment.target], moment.blocks[moment.other]))
+    upper, lower = moment.target, moment.other
+    rests = moment.put_down()[upper] and moment.still[lower] and not moment.gripped[lower]
+    return bool(rests and is_stacked(moment.blocks[upper], moment.blocks[lower]))
 
 
 def _placed(moment: Moment) -> np.ndarray:
-    return is_on_plate(moment.blocks, moment.plate) & ~moment.touched
+    """Shoving a block onto the plate, which is only 6 mm high, is not placing it."""
+    return moment.put_down() & is_on_plate(moment.blocks, moment.plate)
 
 
 FAMILIES = {
@@ -93,8 +108,8 @@ FAMILIES = {
         instruction="touch the {target} block",
         destination=None,
         max_steps=30,
-        acted_on=lambda m: m.touched,
-        success=lambda m: bool(m.touched[m.target]),
+        acted_on=lambda m: m.brushed,
+        success=_touched,
     ),
     "push": Family(
         instruction="push the {target} block forward",
@@ -121,7 +136,7 @@ FAMILIES = {
         instruction="stack the {target} block on the {other} block",
         destination="other",
         max_steps=80,
-        acted_on=_put_down,
+        acted_on=Moment.put_down,
         success=_stacked,
     ),
 }
