@@ -11,18 +11,29 @@ import tyro
 from tyro.conf import Positional, arg
 
 
-def quickstart(*, out: Path = Path("quickstart"), task: str = "pick_place", trials: int = 100, seed: int = 7) -> None:
+def quickstart(
+    *,
+    out: Path = Path("quickstart"),
+    task: str = "pick_place",
+    trials: int = 100,
+    seed: int = 7,
+    episodes: int | None = None,
+    steps: int | None = None,
+) -> None:
     """Demonstrations -> OFT fine-tuning -> closed-loop evaluation -> report.html, on a CPU in under ten minutes.
 
     Args:
         out: folder for everything; must be empty or absent.
-        task: task family of the tabletop simulator.
+        task: task family of the tabletop simulator; the pretrained policy has never seen pick_place.
         trials: evaluation episodes per condition.
         seed: which block of evaluation scenes.
+        episodes: demonstrations to record and learn from.
+        steps: optimizer steps of the fine-tuning.
     """
     from vla_oft.quickstart import QuickstartConfig, run
 
-    run(QuickstartConfig(out=out, task=task, trials=trials, seed=seed))
+    chosen = {name: value for name, value in (("episodes", episodes), ("steps", steps)) if value is not None}
+    run(QuickstartConfig(out=out, task=task, trials=trials, seed=seed, **chosen))
 
 
 def train(
@@ -93,6 +104,7 @@ def evaluate(
     execute_steps: int | None = None,
     controls: tuple[str, ...] = ("swapped",),
     record: int = 3,
+    camera_size: int = 128,
     out: Path | None = None,
     json: bool = False,
     device: str | None = None,
@@ -108,6 +120,7 @@ def evaluate(
         execute_steps: actions executed of each chunk before the next query; the whole chunk by default.
         controls: further conditions on the same scenes: swapped (another object is named), blind (none is), expert.
         record: film the first N trials of each task and condition.
+        camera_size: pixels of the simulated cameras, as in the demonstrations.
         out: folder for results.jsonl, summary.json and videos; a new one beside the checkpoint by default.
         json: print one JSON object on stdout and nothing else.
         device: "cpu" or "cuda"; the GPU if there is one.

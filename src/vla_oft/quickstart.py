@@ -1,6 +1,6 @@
 """The main job in one command on a CPU: demonstrations -> OFT fine-tuning of a pretrained policy -> closed-loop evaluation -> report.
 
-out/demos/       50 demonstrations of a task family that the shipped base policy has never seen (LeRobot v3.0)
+out/demos/       50 demonstrations (LeRobot v3.0), by default of a task family that the shipped base policy has never seen
 out/run/         the fine-tuning run and its checkpoint
 out/eval/        every rollout, with videos; out/eval-base/, out/eval-untrained/: the same scenes for comparison
 out/report.html  all of it on one page
@@ -25,12 +25,13 @@ from vla_oft.evaluate.report import ActionPlot, Report, SuccessRow, Tile, read_m
 from vla_oft.evaluate.results import Results
 from vla_oft.evaluate.runner import evaluate
 from vla_oft.evaluate.success import separated
-from vla_oft.evaluate.suite import resolve
 from vla_oft.evaluate.table import print_table
 from vla_oft.policy import Policy
 from vla_oft.recipes import base as recipes
 from vla_oft.recipes import nano_finetune
+from vla_oft.recipes.nano_base import HELD_OUT
 from vla_oft.sims.experts.tabletop import Expert
+from vla_oft.sims.tabletop import FAMILIES, TabletopEnv, make
 from vla_oft.train.loop import train
 
 ACTION_NAMES = ("x", "y", "z", "gripper")
@@ -39,26 +40,34 @@ ACTION_DIMS = (0, 1, 2, 6)
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartConfig:
-    """out: folder for everything. task: family of the tabletop simulator. trials: episodes per condition. seed: block of scenes."""
+    """out: folder for everything. task: family of the tabletop simulator. trials: evaluation episodes per condition.
+
+    seed: block of evaluation scenes. episodes: demonstrations. steps: of fine-tuning.
+    """
 
     out: Path
-    task: str
-    trials: int
-    seed: int
+    task: str = nano_finetune.HELD_OUT
+    trials: int = 100
+    seed: int = 7
+    episodes: int = nano_finetune.EPISODES
+    steps: int = nano_finetune.STEPS
 
 
 def run(config: QuickstartConfig) -> Path:
     """Do everything; returns the report. Raises ValueError before any work when something is missing."""
     require_empty(config.out)
-    (task,) = resolve(f"tabletop/{config.task}")
-    task.make(64).close()  # no renderer: say so now
+    if config.task not in FAMILIES:
+        raise ValueError(f"task '{config.task}' is unknown; choose one of {', '.join(FAMILIES)}")
+    env = make(config.task, camera_size=64)
+    env.observe()  # without a renderer, say so now
+    env.close()
     if not (nano_finetune.BASE / "policy.json").is_file():
         raise ValueError(
             f"the pretrained base policy is missing at {nano_finetune.BASE}; train it with `vla-oft train nano_base` and copy it there"
         )
     console, timing = Console(stderr=True), {}
 
-    recipe = nano_finetune.recipe(config.task, config.out / "demos")
+    recipe = nano_finetune.recipe(config.task, config.out / "demos", episodes=config.episodes, steps=config.steps)
     with _stage(console, timing, "demonstrations"):
         recipes.generate(recipe, recipe.train)
     with _stage(console, timing, "fine-tuning"):
@@ -97,11 +106,12 @@ def _rows(results: Results, base: Results, untrained: Results) -> tuple[SuccessR
 def _report(config: QuickstartConfig, rows: tuple[SuccessRow, ...], results: Results, policy: Policy, timing: dict[str, float]) -> Report:
     parameters = sum(p.numel() for p in policy.parameters())
     untrained = rows[-1].success
+    past = "other task families" if config.task == HELD_OUT else "this and other task families"
     return Report(
         title=f"{config.task}: from demonstrations to a policy",
         lead=(
-            f"A vision-language-action policy of {parameters / 1e6:.1f} M parameters, pretrained on other task families, fine-tuned "
-            f"with OFT on {nano_finetune.EPISODES} demonstrations of {config.task}, then tested in scenes that it had never seen."
+            f"A vision-language-action policy of {parameters / 1e6:.1f} M parameters, pretrained on {past}, fine-tuned with OFT on "
+            f"{config.episodes} demonstrations of {config.task}, then tested in scenes that it had never seen."
         ),
         tiles=(*tiles(results), Tile(value=f"{sum(timing.values()) / 60:.1f} min", label="for everything on this page")),
         reading=(
@@ -116,17 +126,19 @@ def _report(config: QuickstartConfig, rows: tuple[SuccessRow, ...], results: Res
         media_note=MEDIA_NOTE,
         timing=timing,
         facts=facts(results),
-        command=f"vla-oft quickstart --task {config.task} --trials {config.trials} --seed {config.seed}",
+        command=(
+            f"vla-oft quickstart --task {config.task} --trials {config.trials} --seed {config.seed} "
+            f"--episodes {config.episodes} --steps {config.steps}"
+        ),
     )
 
 
 def _action_plot(config: QuickstartConfig, policy: Policy) -> ActionPlot:
     """The policy's chunks beside the expert's actions, on an episode that the expert drives."""
-    (task,) = resolve(f"tabletop/{config.task}")
     seed = FIRST_SEED + config.seed * SEEDS_A_RUN
-    env = task.make(128)
+    env = TabletopEnv(config.task)
     env.reset(seed)
-    expert, predicted, wanted = Expert(env), [], []  # type: ignore[arg-type]
+    expert, predicted, wanted = Expert(env), [], []
     chunk_len = policy.config.chunk_len
     while not env.outcome().success and len(wanted) < env.max_steps:
         if len(wanted) % chunk_len == 0:

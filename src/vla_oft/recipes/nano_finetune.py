@@ -14,8 +14,8 @@ EPISODES = 50
 STEPS = 600
 
 
-def recipe(family: str = HELD_OUT, demos: Path | None = None) -> Recipe:
-    """50 demonstrations of `family` in folder `demos`, about 20,000 samples: five minutes on two cores."""
+def recipe(family: str = HELD_OUT, demos: Path | None = None, *, episodes: int = EPISODES, steps: int = STEPS) -> Recipe:
+    """`episodes` demonstrations of `family`, recorded into folder `demos`; `steps` batches of 32."""
     demos = demos or Path("datasets") / f"nano_{family}"
     return Recipe(
         train=TrainConfig(
@@ -23,7 +23,7 @@ def recipe(family: str = HELD_OUT, demos: Path | None = None) -> Recipe:
             robot="tabletop",
             model=Pretrained(path=str(BASE), statistics="base"),
             datasets=(Dataset(name=family, path=str(demos)),),
-            phases=(Phase(steps=STEPS, mixture=(1.0,)),),
+            phases=(Phase(steps=steps, mixture=(1.0,)),),
             batch_size=32,
             lr=3e-4,
             schedule=Cosine(warmup_steps=30, floor=0.01),
@@ -31,11 +31,11 @@ def recipe(family: str = HELD_OUT, demos: Path | None = None) -> Recipe:
             ema_decay=0.99,
             frame_cache="ram",
             log_every=20,
-            save_every=STEPS,
+            save_every=steps,
         ),
         collect=(
             CollectConfig(
-                suite=(f"tabletop/{family}",), episodes=EPISODES, seed=900_000, out=demos, noise=DART, workers=os.cpu_count() or 1
+                suite=(f"tabletop/{family}",), episodes=episodes, seed=900_000, out=demos, noise=DART, workers=os.cpu_count() or 1
             ),
         ),
     )
