@@ -1,5 +1,6 @@
 """Collecting demonstrations: a tiny real simulator (a dot that must reach a coloured square), real processes, real videos."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -8,12 +9,17 @@ import pytest
 
 from vla_oft.collect import CollectConfig, Noise, SceneConfig, collect, collect_scenes
 from vla_oft.collect.episodes import Disturbance
+from vla_oft.collect.workers import SEED_LIMIT
 from vla_oft.data.base import check_source, instruction, open_source
 from vla_oft.data.chunks import ChunkDataset
 from vla_oft.data.lerobot_writer import LeRobotWriter
+from vla_oft.evaluate.plan import FIRST_SEED
 from vla_oft.preprocess import Config, Preparation
-from vla_oft.sims.base import Outcome
+from vla_oft.recipes import debug
+from vla_oft.recipes.base import Recipe, generate
+from vla_oft.sims.base import Outcome, SimulatorError
 from vla_oft.statistics import Normalizer, load_statistics
+from vla_oft.train.config import Dataset
 from vla_oft_client import Gripper, Observation, RobotSpec
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -231,6 +237,65 @@ def test_bad_input_is_refused_before_work_starts(tmp_path):
     (tmp_path / "full" / "file").write_text("")
     with pytest.raises(ValueError, match="exists and is not empty"):
         run(tmp_path, "full")
+
+
+def test_scenes_of_evaluations_are_never_recorded(tmp_path):
+    assert SEED_LIMIT == FIRST_SEED
+    demos = {"suite": ("dot/touch",), "episodes": 10, "out": tmp_path}
+    scenes = {"suite": ("dot/touch",), "scenes": 10, "out": tmp_path, "grounding_patches": 4}
+    SceneConfig(**scenes, seed=SEED_LIMIT - 10)
+    last = SEED_LIMIT - 10 - CollectConfig(**demos, seed=0).max_failures
+    CollectConfig(**demos, seed=last)
+    for make, seed in ((CollectConfig, last + 1), (CollectConfig, -1), (SceneConfig, SEED_LIMIT - 9), (SceneConfig, -1)):
+        with pytest.raises(ValueError, match=f"seed={seed} would use the seeds .*; recordings use 0..999999999, evaluations those above"):
+            make(**(demos if make is CollectConfig else scenes), seed=seed)
+
+
+class BlindSimulator(DotSimulator):
+    def observe(self) -> Observation:
+        raise SimulatorError("no renderer")
+
+
+class OtherSimulator(DotSimulator):
+    spec = dataclasses.replace(SPEC, control_hz=5.0)
+
+
+@pytest.mark.parametrize("module", ["episodes", "scenes"])
+def test_a_missing_renderer_is_found_before_processes_start(tmp_path, monkeypatch, module):
+    monkeypatch.setattr(f"vla_oft.collect.{module}.open_pool", lambda workers: pytest.fail("processes were started"))
+    common = {"suite": ("dot/touch",), "seed": 0, "out": tmp_path / "out", "grounding_patches": 4, "workers": 2}
+    with pytest.raises(SimulatorError, match="no renderer"):
+        if module == "episodes":
+            collect(CollectConfig(**common, episodes=1), lambda suite, size: BlindSimulator("touch", size), dot_expert)
+        else:
+            collect_scenes(SceneConfig(**common, scenes=1), lambda suite, size: BlindSimulator("touch", size))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_suites_of_two_robots_are_refused_before_recording(tmp_path):
+    def make(suite: str, camera_size: int) -> DotSimulator:
+        return (OtherSimulator if suite.endswith("push") else DotSimulator)("touch", camera_size)
+
+    config = CollectConfig(suite=("dot/touch", "dot/push"), episodes=1, seed=0, out=tmp_path / "out", camera_size=32)
+    with pytest.raises(ValueError, match="dot/touch and dot/push are of different robots: control_hz: 10.0 here, 5.0 there"):
+        collect(config, make, dot_expert)
+
+
+def test_a_recipe_uses_a_dataset_only_if_it_would_have_recorded_the_same(tmp_path):
+    out = run(tmp_path).out
+    asked = CollectConfig(suite=("dot/touch",), episodes=6, seed=0, camera_size=32, grounding_patches=4, out=out, workers=3)
+    train = debug.recipe().train
+    config = dataclasses.replace(train, datasets=(Dataset(name="touch", path=str(out)),))
+    generate(Recipe(train=train, collect=(asked,)), config)  # would fail to record: there is no simulator "dot"
+    other = Recipe(train=train, collect=(dataclasses.replace(asked, episodes=7, noise=Noise(std=0.1)),))
+    message = "episodes: 6 there, 7 here; noise: .*0.0.* there, .*0.1.* here.*: delete it to record anew.*--set datasets.0.path=FOLDER"
+    with pytest.raises(ValueError, match=message):
+        generate(other, config)
+    moved = out.rename(tmp_path / "mine")
+    generate(other, dataclasses.replace(train, datasets=(Dataset(name="touch", path=str(moved)),)))
+    out.mkdir()
+    with pytest.raises(ValueError, match="exists, but this recipe did not record it"):
+        generate(other, config)
 
 
 def test_a_dying_writer_leaves_no_dataset(tmp_path):

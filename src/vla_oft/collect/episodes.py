@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -17,7 +17,19 @@ from zlib import crc32
 import numpy as np
 
 from vla_oft.atomic import require_empty
-from vla_oft.collect.workers import Collected, MakeExpert, MakeSimulator, in_order, make_expert, make_simulator, open_pool, simulator_of
+from vla_oft.collect.workers import (
+    Collected,
+    MakeExpert,
+    MakeSimulator,
+    check_seeds,
+    in_order,
+    make_expert,
+    make_simulator,
+    open_pool,
+    provenance,
+    simulator_of,
+    try_out,
+)
 from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.data.progress import progress
 from vla_oft.data.recording import Block, Episode, encode
@@ -47,7 +59,8 @@ class Noise:
 class CollectConfig:
     """What to record.
 
-    suite: SIMULATOR/FAMILY, one or several. episodes: successful episodes of each. seed: attempt i of every suite uses the scene seed + i.
+    suite: SIMULATOR/FAMILY, one or several. episodes: successful episodes of each. seed: attempt i of every suite uses the scene seed + i;
+    seeds from SEED_LIMIT on are kept for evaluation.
     camera_size: pixels (square). grounding_patches: also record which of P x P patches show the named object and the destination.
     settle_steps: steps recorded after success, so that a policy learns to stop calmly. workers: processes, 0 for none.
     """
@@ -65,6 +78,12 @@ class CollectConfig:
     def __post_init__(self) -> None:
         if not self.suite or self.episodes < 1:
             raise ValueError(f"nothing to record: suite={self.suite!r}, episodes={self.episodes}; name a suite and at least one episode")
+        check_seeds(self.seed, self.seed + self.episodes + self.max_failures - 1)
+
+    @property
+    def max_failures(self) -> int:
+        """Attempts of one suite that may fail: more mean a broken expert."""
+        return 20 + self.episodes
 
 
 def collect(config: CollectConfig, make: MakeSimulator = make_simulator, expert: MakeExpert = make_expert) -> Collected:
@@ -73,58 +92,47 @@ def collect(config: CollectConfig, make: MakeSimulator = make_simulator, expert:
     `make` and `expert` build what runs in the recording processes; both must be importable from there.
     """
     require_empty(config.out)
-    start, num_failed, num_frames, num_episodes = time.monotonic(), 0, 0, 0
-    total = config.episodes * len(config.suite)
-    provenance = {name: value for name, value in asdict(config).items() if name not in ("out", "workers")}  # what determines the contents
+    spec = try_out(config.suite, config.camera_size, config.seed, make)
+    start, num_failed, num_frames = time.monotonic(), 0, 0
     with ExitStack() as stack:
-        advance = stack.enter_context(progress("recording", total, "episodes"))
-        writer: LeRobotWriter | None = None
+        writer = stack.enter_context(LeRobotWriter(config.out, spec, provenance=provenance(config)))
+        advance = stack.enter_context(progress("recording", config.episodes * len(config.suite), "episodes"))
         pool = stack.enter_context(open_pool(config.workers))
         for suite in config.suite:
-            for recorded in _successes(config, suite, partial(_attempt, config, suite, make, expert), pool):
-                if recorded.block is None:
+            for block in _attempts(config, suite, partial(_attempt, config, suite, make, expert), pool):
+                if block is None:
                     num_failed += 1
                     continue
-                if writer is None:
-                    writer = stack.enter_context(LeRobotWriter(config.out, recorded.spec, provenance=provenance))
-                if recorded.spec != writer.spec:
-                    raise ValueError(f"suites {config.suite} are of different robots: {'; '.join(recorded.spec.differences(writer.spec))}")
-                writer.append(recorded.block)
-                num_frames += len(recorded.block.episodes[0])
-                num_episodes += 1
+                writer.append(block)
+                num_frames += len(block.episodes[0])
                 advance(1, f"({num_failed} failed)")
+        num_episodes = writer.num_episodes
     duration_s = time.monotonic() - start
     return Collected(out=config.out, num_episodes=num_episodes, num_frames=num_frames, num_failed=num_failed, duration_s=duration_s)
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    spec: RobotSpec
-    block: Block | None
-
-
-def _successes(
-    config: CollectConfig, suite: str, attempt: Callable[[int], _Recorded], pool: ProcessPoolExecutor | None
-) -> Iterator[_Recorded]:
-    """All attempts, in the order of their seeds, until enough succeeded."""
+def _attempts(
+    config: CollectConfig, suite: str, attempt: Callable[[int], Block | None], pool: ProcessPoolExecutor | None
+) -> Iterator[Block | None]:
+    """All attempts, in the order of their seeds, until enough succeeded; None where the expert failed."""
     missing, failed = config.episodes, 0
     attempts = in_order(pool, attempt, (config.seed + i for i in count()))
     try:
-        for recorded in attempts:
-            yield recorded
-            failed, missing = failed + (recorded.block is None), missing - (recorded.block is not None)
+        for block in attempts:
+            yield block
+            failed, missing = failed + (block is None), missing - (block is not None)
             if not missing:
                 return
-            if failed >= 20 + config.episodes:
+            if failed >= config.max_failures:
                 raise ValueError(f"the expert of {suite} failed {failed} times: lower noise.std={config.noise.std}, or fix the expert")
     finally:
         attempts.close()
 
 
-def _attempt(config: CollectConfig, suite: str, make: MakeSimulator, expert: MakeExpert, seed: int) -> _Recorded:
+def _attempt(config: CollectConfig, suite: str, make: MakeSimulator, expert: MakeExpert, seed: int) -> Block | None:
     simulator = simulator_of(suite, config.camera_size, make)
     episode = record_episode(config, suite, simulator, expert, seed)
-    return _Recorded(simulator.spec, None if episode is None else encode([episode], simulator.spec.control_hz))
+    return None if episode is None else encode([episode], simulator.spec.control_hz)
 
 
 def record_episode(config: CollectConfig, suite: str, simulator: Simulator, make_expert: MakeExpert, seed: int) -> Episode | None:

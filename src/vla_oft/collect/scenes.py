@@ -7,7 +7,7 @@ picture once. Actions are zero and, in a dataset of kind "scenes", never valid.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -16,12 +16,21 @@ import numpy as np
 
 from vla_oft.atomic import require_empty
 from vla_oft.collect.episodes import grounding, stack_answers
-from vla_oft.collect.workers import Collected, MakeSimulator, in_order, make_simulator, open_pool, simulator_of
+from vla_oft.collect.workers import (
+    Collected,
+    MakeSimulator,
+    check_seeds,
+    in_order,
+    make_simulator,
+    open_pool,
+    provenance,
+    simulator_of,
+    try_out,
+)
 from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.data.progress import progress
 from vla_oft.data.recording import Block, Episode, encode
 from vla_oft.sims.base import Simulator
-from vla_oft_client import RobotSpec
 
 SCENES_PER_BLOCK = 64
 """Encoded together: starting an encoder costs as much as several frames."""
@@ -62,21 +71,20 @@ class SceneConfig:
             raise ValueError(f"nothing to render: suite={self.suite!r}, scenes={self.scenes}, instructions={self.instructions}")
         if len({name.partition("/")[0] for name in self.suite}) > 1:
             raise ValueError(f"scenes of different simulators cannot share a dataset: {self.suite}")
+        check_seeds(self.seed, self.seed + self.scenes - 1)
 
 
 def collect_scenes(config: SceneConfig, make: MakeSimulator = make_simulator) -> Collected:
     """Render the scenes into the dataset `config.out`."""
     require_empty(config.out)
+    spec = try_out(config.suite[:1], config.camera_size, config.seed, make)
     start, num_frames = time.monotonic(), 0
-    provenance = {name: value for name, value in asdict(config).items() if name not in ("out", "workers")}
     blocks = [range(first, min(first + SCENES_PER_BLOCK, config.scenes)) for first in range(0, config.scenes, SCENES_PER_BLOCK)]
     with ExitStack() as stack:
+        writer = stack.enter_context(LeRobotWriter(config.out, spec, kind="scenes", provenance=provenance(config)))
         advance = stack.enter_context(progress("rendering", config.scenes, "scenes"))
-        writer: LeRobotWriter | None = None
         pool = stack.enter_context(open_pool(config.workers))
-        for spec, block in in_order(pool, partial(_render, config, make), blocks):
-            if writer is None:
-                writer = stack.enter_context(LeRobotWriter(config.out, spec, kind="scenes", provenance=provenance))
+        for block in in_order(pool, partial(_render, config, make), blocks):
             writer.append(block)
             num_frames += sum(len(episode) for episode in block.episodes)
             advance(len(block.episodes))
@@ -84,11 +92,11 @@ def collect_scenes(config: SceneConfig, make: MakeSimulator = make_simulator) ->
     return Collected(out=config.out, num_episodes=config.scenes, num_frames=num_frames, num_failed=0, duration_s=duration_s)
 
 
-def _render(config: SceneConfig, make: MakeSimulator, scenes: range) -> tuple[RobotSpec, Block]:
+def _render(config: SceneConfig, make: MakeSimulator, scenes: range) -> Block:
     simulator: SceneSimulator = simulator_of(config.suite[0], config.camera_size, make)  # type: ignore[assignment]
     families = [name.partition("/")[2] for name in config.suite]
     episodes = [_scene(config, simulator, families, scene) for scene in scenes]
-    return simulator.spec, encode(episodes, simulator.spec.control_hz)
+    return encode(episodes, simulator.spec.control_hz)
 
 
 def _scene(config: SceneConfig, simulator: SceneSimulator, families: list[str], scene: int) -> Episode:

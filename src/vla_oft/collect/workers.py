@@ -1,13 +1,14 @@
 """Simulators in parallel processes whose results arrive in a fixed order, so that the worker count never changes a dataset."""
 
 import importlib
+import json
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -16,9 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vla_oft.sims.base import Simulator, SimulatorError, simulators
+from vla_oft_client import RobotSpec
 
 AHEAD = 16
 """Tasks submitted before the oldest has been used."""
+SEED_LIMIT = 1_000_000_000
+"""Evaluation scenes have the seeds from here on (`evaluate.plan.FIRST_SEED`): none of them is ever recorded."""
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -35,6 +39,34 @@ class Collected:
     num_frames: int
     num_failed: int
     duration_s: float
+
+
+def check_seeds(first: int, last: int) -> None:
+    """Raise ValueError unless the scene seeds `first` .. `last` may be recorded."""
+    if first < 0 or last >= SEED_LIMIT:
+        raise ValueError(f"seed={first} would use the seeds {first}..{last}; recordings use 0..{SEED_LIMIT - 1}, evaluations those above")
+
+
+def provenance(config: Any) -> dict[str, Any]:
+    """What determines the contents of a recorded dataset, as it is written into it."""
+    return json.loads(json.dumps({name: value for name, value in asdict(config).items() if name not in ("out", "workers")}))
+
+
+def try_out(suites: Sequence[str], camera_size: int, seed: int, make: MakeSimulator) -> RobotSpec:
+    """Draw one picture of every suite before processes start: what is missing here is missing there. Returns the suites' robot."""
+    specs: list[RobotSpec] = []
+    try:
+        for suite in suites:
+            simulator = simulator_of(suite, camera_size, make)
+            simulator.reset(seed)
+            simulator.observe()
+            specs.append(simulator.spec)
+    finally:
+        close_simulator()
+    for suite, spec in zip(suites, specs, strict=True):
+        if spec != specs[0]:
+            raise ValueError(f"{suites[0]} and {suite} are of different robots: {'; '.join(specs[0].differences(spec))}; record them apart")
+    return specs[0]
 
 
 def make_simulator(suite: str, camera_size: int) -> Simulator:

@@ -7,7 +7,7 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
-from vla_oft.collect import CollectConfig, SceneConfig, collect, collect_scenes
+from vla_oft.collect import CollectConfig, SceneConfig, collect, collect_scenes, provenance
 from vla_oft.config import from_dict, to_dict
 from vla_oft.train.config import Phase, TrainConfig
 
@@ -34,12 +34,34 @@ def load(name: str) -> Recipe:
 
 
 def generate(recipe: Recipe, config: TrainConfig) -> None:
-    """Record the simulated datasets that `config` (the recipe's, or a changed one) reads and that do not exist yet."""
-    wanted = {Path(d.path) for d in config.datasets}
-    for request in recipe.collect:
-        if request.out in wanted and not request.out.exists():
-            done = collect_scenes(request) if isinstance(request, SceneConfig) else collect(request)
-            print(f"{done.out}: {done.num_episodes} episodes, {done.num_frames} frames in {done.duration_s:.0f} s")
+    """Record the simulated datasets that `config` (the recipe's, or a changed one) reads and that do not exist yet.
+
+    Raises ValueError, before anything is recorded, when a dataset is there that the recipe would have recorded differently.
+    """
+    places = [Path(d.path) for d in config.datasets]
+    requests = [request for request in recipe.collect if request.out in places]
+    missing = [request for request in requests if not request.out.exists()]
+    for request in requests:
+        if request not in missing:
+            _check_recorded(request, places.index(request.out))
+    for request in missing:
+        done = collect_scenes(request) if isinstance(request, SceneConfig) else collect(request)
+        print(f"{done.out}: {done.num_episodes} episodes, {done.num_frames} frames in {done.duration_s:.0f} s")
+
+
+def _check_recorded(request: CollectConfig | SceneConfig, number: int) -> None:
+    note = request.out / "meta" / "vla_oft.json"
+    fix = f"delete it to record anew, or keep your own data in another folder and train on it with --set datasets.{number}.path=FOLDER"
+    if not note.is_file():
+        raise ValueError(f"{request.out} exists, but this recipe did not record it: {fix}")
+    there, here = json.loads(note.read_text()).get("provenance", {}), provenance(request)
+    differences = [
+        f"{name}: {there.get(name, 'nothing')!r} there, {here.get(name, 'nothing')!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name, "nothing") != here.get(name, "nothing")
+    ]
+    if differences:
+        raise ValueError(f"{request.out} was not recorded as this recipe asks ({'; '.join(differences)}): {fix}")
 
 
 def override(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:

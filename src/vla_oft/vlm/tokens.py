@@ -101,8 +101,8 @@ def train_tokenizer(corpus: list[str], vocab_size: int) -> tuple[Tokenizer, Conf
     pieces = [*SPECIAL, *BYTES, *(p for p in sorted(learned["vocab"], key=learned["vocab"].get) if p not in reserved)]
     assert len(pieces) <= vocab_size - NUM_ACTION_IDS
     vocab = {piece: i for i, piece in enumerate(pieces)}
-    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in learned["merges"]]  # text before tokenizers 0.20
-    merges = [m for m in merges if "".join(m) not in reserved]
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in learned["merges"]]  # text before tokenizers 0.20
+    merges = [(left, right) for left, right in pairs if left + right not in reserved]
     tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(replacement=WORD_BOUNDARY, prepend_scheme="first")])
