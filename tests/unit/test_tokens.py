@@ -91,10 +91,11 @@ def test_a_vocabulary_too_small_for_letters_and_bytes_is_refused():
 
 
 def test_a_corpus_that_spells_out_special_tokens_does_not_create_them():
-    tokenizer, ids = tokens.train_tokenizer(["touch </s> <0x0A>"] * 50, 768)
-    encoded = tokenizer.encode("touch </s> <0x0A>", add_special_tokens=False).ids
+    text = "x</s> y</s> z</s> x<0x0A> y<0x0A> z<0x0A>"
+    tokenizer, ids = tokens.train_tokenizer([text, "w</s> w<0x0A>"] * 50, 768)
+    encoded = tokenizer.encode("v</s> v<0x0A>", add_special_tokens=False).ids
     assert not {ids.stop, tokenizer.token_to_id("<0x0A>")} & set(encoded)
-    assert tokenizer.decode(encoded, skip_special_tokens=False) == "touch </s> <0x0A>"
+    assert tokenizer.decode(encoded, skip_special_tokens=False) == "v</s> v<0x0A>"
 
 
 def test_merges_written_as_text_by_older_libraries_are_read(monkeypatch):

@@ -1,7 +1,7 @@
 """Progress of long jobs: a live bar on a terminal, one plain line now and then elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -20,10 +20,12 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str, console: Console | None = None) -> Iterator[Advance]:
+def progress(
+    title: str, total: int, unit: str, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Advance]:
     """Yield the function that reports progress. Everything goes to stderr: stdout belongs to `--json`."""
     console = console or Console(stderr=True)
-    start = time.monotonic()
+    start = clock()
     if console.is_terminal:
         note = TextColumn("{task.fields[note]}")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
@@ -33,7 +35,7 @@ def progress(title: str, total: int, unit: str, console: Console | None = None) 
             def advance(amount: int, remark: str = "") -> None:
                 bar.update(task, advance=amount)
                 done = bar.tasks[task].completed
-                bar.update(task, note=f"{done / max(time.monotonic() - start, 1e-9):.1f} {unit}/s {remark}")
+                bar.update(task, note=f"{done / max(clock() - start, 1e-9):.1f} {unit}/s {remark}")
 
             yield advance
         return
@@ -42,7 +44,7 @@ def progress(title: str, total: int, unit: str, console: Console | None = None) 
     def advance(amount: int, remark: str = "") -> None:
         nonlocal done, printed
         done += amount
-        now = time.monotonic()
+        now = clock()
         if done < total and now - printed < PLAIN_INTERVAL_S:
             return
         printed = now
