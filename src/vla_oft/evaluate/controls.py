@@ -2,16 +2,16 @@
 
 normal    "touch the red block"     scene of seed s   how often does it succeed?
 swapped   "touch the green block"   the same scene    must follow the new words; `chose_original` says how often it did not
-blind     "touch the block"         the same scene    what can be had without the words: its success is chance plus habit
+blind     "touch the block"         the same scene    how much of its success hangs on the words that were removed
 expert    the scripted expert       the same scene    the ceiling: what the simulator and its physics allow
 """
 
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vla_oft.evaluate.suite import Task, load
+from vla_oft.evaluate.suite import Task
+from vla_oft.sims.base import expert_class, load
 
 CONTROLS = ("swapped", "blind", "expert")
 InstructionFilter = Callable[[str], str]
@@ -35,7 +35,7 @@ def conditions(task: Task, controls: Sequence[str], listen: InstructionFilter | 
     plans = {
         "swapped": lambda: Condition(name="swapped", swap=1, listen=listen),
         "blind": lambda: Condition(name="blind", listen=_then(listen, blind(task))),
-        "expert": lambda: Condition(name="expert", expert=load_expert(task)),
+        "expert": lambda: Condition(name="expert", expert=expert_class(task.simulator)),
     }
     return [Condition(name="normal", listen=listen), *(plans[name]() for name in controls)]
 
@@ -62,14 +62,6 @@ def chose_original(chosen: str, original: str, swapped: str) -> bool:
     words, others = original.lower().split(), swapped.lower().split()
     replaced = next((word for word, other in zip(words, others, strict=False) if word != other), None)
     return replaced is not None and replaced in re.findall(r"[a-z0-9]+", chosen.lower())
-
-
-def load_expert(task: Task) -> Callable[..., Callable]:
-    """The class `Expert(env)` of a simulator. Raises ValueError when it has none."""
-    try:
-        return importlib.import_module(f"vla_oft.sims.experts.{task.simulator}").Expert
-    except ModuleNotFoundError as error:
-        raise ValueError(f"control 'expert': simulator '{task.simulator}' has no sims/experts/{task.simulator}.py") from error
 
 
 def _then(first: InstructionFilter | None, second: InstructionFilter) -> InstructionFilter:

@@ -3,11 +3,9 @@
 The file name is the registry: every module of `vla_oft/sims/` that exports `FAMILIES` and `make` is a simulator.
 """
 
-import importlib
 from dataclasses import dataclass
-from types import ModuleType
 
-from vla_oft.sims.base import Simulator, simulators
+from vla_oft.sims.base import Simulator, load, make, simulators
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Task:
 
     def make(self, camera_size: int) -> Simulator:
         """A fresh simulator whose cameras render `camera_size` x `camera_size` pixels."""
-        return load(self.simulator).make(self.family, camera_size=camera_size)
+        return make(str(self), camera_size)
 
 
 def resolve(suite: str) -> tuple[Task, ...]:
@@ -48,11 +46,3 @@ def available() -> list[str]:
         except (ImportError, ValueError) as error:
             names.append(f"{simulator} ({error})")
     return names
-
-
-def load(simulator: str) -> ModuleType:
-    """The module of a simulator. Raises ValueError when it is not one, ImportError when its dependencies are missing."""
-    module = importlib.import_module(f"vla_oft.sims.{simulator}")
-    if not (hasattr(module, "FAMILIES") and hasattr(module, "make")):
-        raise ValueError(f"sims/{simulator}.py exports no FAMILIES and make(family, camera_size)")
-    return module

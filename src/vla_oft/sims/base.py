@@ -5,8 +5,10 @@ Rendering is separate from stepping because a policy that executes a chunk of K 
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -62,6 +64,33 @@ class Simulator(Protocol):
     def close(self) -> None:
         """Free the renderer."""
         ...
+
+
+def make(suite: str, camera_size: int) -> Simulator:
+    """A fresh simulator of a suite such as "tabletop/touch", whose cameras render `camera_size` x `camera_size` pixels."""
+    name, _, family = suite.partition("/")
+    if name not in simulators() or not family:
+        raise ValueError(f"unknown suite '{suite}'; write SIMULATOR/FAMILY, with one of the simulators {', '.join(simulators())}")
+    return load(name).make(family, camera_size=camera_size)
+
+
+def expert_class(simulator: str) -> Callable[[Any], Callable[[], np.ndarray]]:
+    """The scripted expert of a simulator: `Expert(env)()` is the action (D,) for now. Raises ValueError when it has none."""
+    module = f"vla_oft.sims.experts.{simulator}"
+    try:
+        return importlib.import_module(module).Expert
+    except ModuleNotFoundError as error:
+        if error.name != module:  # the expert exists, but what it needs does not
+            raise
+        raise ValueError(f"simulator '{simulator}' has no scripted expert: there is no sims/experts/{simulator}.py") from error
+
+
+def load(simulator: str) -> ModuleType:
+    """The module of a simulator. Raises ValueError when it is not one, ImportError when its dependencies are missing."""
+    module = importlib.import_module(f"vla_oft.sims.{simulator}")
+    if not (hasattr(module, "FAMILIES") and hasattr(module, "make")):
+        raise ValueError(f"sims/{simulator}.py exports no FAMILIES and make(family, camera_size)")
+    return module
 
 
 def simulators() -> list[str]:
