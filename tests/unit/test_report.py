@@ -48,6 +48,12 @@ def results(*trials, **changes):
     return Results(**{**values, **changes})
 
 
+def printed(r, width=100):
+    screen = Console(file=io.StringIO(), width=width)
+    print_results(r, screen)
+    return screen.file.getvalue()
+
+
 def text_of(page):
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.replace("\N{NO-BREAK SPACE}", " ")))
 
@@ -87,7 +93,7 @@ def test_a_report_contains_the_numbers_it_was_given(full_report):
         "74 % (37/50), 60-84 %",
         "40/44, 79-96 %",
         "31",
-        "2 broken by the simulator",
+        "2 broken by the simulator; as failures 37/52, 58-82 %",
         "0.250",
         "90.0 s",
         "75 %",
@@ -177,8 +183,9 @@ def other(condition, successes, episodes, **changes):
 def test_sentences_claim_a_difference_only_where_intervals_part():
     clear = reading.reading(results(*normal(18, 20), *other("blind", 4, 20)))
     unclear = reading.reading(results(*normal(7, 10), *other("blind", 4, 10)))
-    assert any("so the words matter" in line for line in clear)
-    assert any("does not show that the words matter" in line for line in unclear)
+    assert any("words removed at test time" in line and "hangs on the words" in line for line in clear)
+    assert any("trained without words would do is another question" in line for line in clear)
+    assert any("does not show that it uses the words" in line for line in unclear)
     assert any("18 of 20" in line and "70-97 %" in line for line in clear)
 
 
@@ -194,7 +201,26 @@ def test_sentences_tell_listening_from_habit_and_from_doing_nothing():
 def test_broken_trials_and_early_stops_are_said_out_loud():
     lines = reading.reading(results(trial(0), trial(1, None, correct=None, sim_error="gone"), stopped="KeyboardInterrupt: "))
     assert any("simulator broke in 1 trials" in line for line in lines)
+    assert any("as instructed would be 1 of 2 (9-91 %)" in line for line in lines)
     assert any("stopped early: KeyboardInterrupt" in line for line in lines)
+
+
+def test_lost_trials_show_the_worst_case_everywhere():
+    r = results(*normal(8, 10), *[trial(20 + i, None, correct=None, sim_error="gone") for i in range(2)])
+    assert r.score().worst_case == Rate(8, 12)
+    assert r.to_json()["worst_case"]["rate"] == r.to_json()["conditions"]["normal"]["overall"]["worst_case"]["rate"] == 8 / 12
+    shown = printed(r)
+    assert "80 % (8/10)" in shown
+    assert re.search(r"2 simulator errors as failures .* 67 % \(8/12\) .* 39-86 %", shown)
+    assert "simulator errors" not in printed(results(*normal(8, 10)))
+
+
+def test_latency_is_printed_with_its_batch_size():
+    full = printed(results(*normal(8, 10)), width=200)
+    assert "latency of a query, batch of 8: P50 45.0 ms, P95 49.5 ms, P99 49.9 ms (12 queries; the first took 500 ms)" in full
+    mixed = printed(results(*normal(8, 10), queries=(Query(8, 40.0), Query(2, 20.0))), width=200)
+    assert "batches of up to 8, 5.0 on average" in mixed
+    assert "latency" not in printed(results(*normal(8, 10), queries=()))
 
 
 def test_results_become_rows_tiles_and_a_terminal_table():
@@ -207,10 +233,8 @@ def test_results_become_rows_tiles_and_a_terminal_table():
     ]
     assert rows[-1].role == "ceiling"
     assert [t.value for t in reading.tiles(r)] == ["50 %", "100 %", "45 ms"]
-    screen = Console(file=io.StringIO(), width=100)
-    print_results(r, screen)
-    assert "50 % (20/40)" in screen.file.getvalue()
-    assert "- The policy succeeded in 20 of 40 episodes." in screen.file.getvalue()
+    assert "50 % (20/40)" in printed(r)
+    assert "- The policy succeeded in 20 of 40 episodes." in printed(r)
 
 
 def test_progress_off_a_terminal_is_a_line_now_and_then():

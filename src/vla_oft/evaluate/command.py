@@ -1,6 +1,7 @@
-"""`vla-oft eval`: load a checkpoint, check that it fits the simulator, evaluate, print a table."""
+"""`vla-oft eval`: load a checkpoint, check that it fits the simulator, evaluate, print a table and write report.html."""
 
 import hashlib
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import torch
 
 from vla_oft.evaluate.plan import EvalConfig
+from vla_oft.evaluate.reading import evaluation_report
+from vla_oft.evaluate.report import write_report
 from vla_oft.evaluate.results import Results
 from vla_oft.evaluate.runner import evaluate
 from vla_oft.evaluate.suite import resolve
@@ -17,7 +20,10 @@ from vla_oft.policy import Policy, checkpoint_folder
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRequest:
-    """What the command line asks for; see `vla-oft eval --help`."""
+    """What the command line asks for; see `vla-oft eval --help`.
+
+    camera_size: side of the policy's camera images in pixels, as in the demonstrations that it was trained on.
+    """
 
     checkpoint: str
     suite: str
@@ -29,6 +35,7 @@ class EvalRequest:
     record: int
     out: Path | None
     device: str | None
+    camera_size: int = 128
 
 
 def run(request: EvalRequest, *, quiet: bool = False) -> Results:
@@ -44,6 +51,7 @@ def run(request: EvalRequest, *, quiet: bool = False) -> Results:
         num_envs=request.num_envs,
         execute_steps=request.execute_steps,
         controls=request.controls,
+        camera_size=request.camera_size,
         record=request.record,
         out=out,
     )
@@ -51,10 +59,26 @@ def run(request: EvalRequest, *, quiet: bool = False) -> Results:
     policy = Policy.load(folder, device=device, dtype=torch.float32)
     check_robot(policy, request.suite)
     results = evaluate(policy, config, checkpoint=fingerprint(folder))
+    report = write_report(out / "report.html", evaluation_report(results, out, command_line(request)))
     if not quiet:
         print_results(results)
-        print(f"rows, summary and videos: {out}")
+        print(f"report: {report}\nrows, summary and videos: {out}")
     return results
+
+
+def command_line(request: EvalRequest) -> str:
+    """What repeats an evaluation, in a new folder."""
+    flags = {
+        "suite": request.suite,
+        "trials": request.trials,
+        "seed": request.seed,
+        "num-envs": request.num_envs,
+        "execute-steps": request.execute_steps,
+        "camera-size": request.camera_size,
+        "record": request.record,
+    }
+    words = [word for flag, value in flags.items() if value is not None for word in (f"--{flag}", str(value))]
+    return shlex.join(["vla-oft", "eval", request.checkpoint, *words, "--controls", *request.controls])
 
 
 def check_robot(policy: Policy, suite: str) -> None:

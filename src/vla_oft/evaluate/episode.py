@@ -1,7 +1,11 @@
 """One trial in one simulator, from reset to verdict.
 
 observe()   o        o        o              the policy looks once a chunk
-execute()   |aaaaaaaa|aaaaaaaa|aaaaSSSSS|    and its actions run open loop; a success must hold for `hold_steps` S
+execute()   |aaaaaaaa|aaaaaaaa|aaaaSSS|      and its actions run open loop; a success must hold for `hold_steps` S
+
+A success that begins by `max_steps` is given the steps beyond that it needs to be confirmed:
+
+            |aaaaaaaa|aaaaaaaS|SS|           max_steps = 16, hold_steps = 3
 """
 
 import contextlib
@@ -42,7 +46,7 @@ class Episode:
     @property
     def done(self) -> bool:
         """Whether the verdict is final."""
-        return self.held >= self.hold_steps or self.steps >= self.env.max_steps
+        return self.held >= self.hold_steps or (self.steps >= self.env.max_steps and not self.held)
 
     def observe(self) -> Observation:
         """What the policy sees and hears now."""
@@ -80,7 +84,7 @@ class Episode:
             chosen=chosen,
             correct=outcome.correct,
             chose_original=original if self.plan.condition.swap else None,
-            steps=self.steps - max(0, self.held - 1) if outcome.success else self.steps,
+            steps=self.steps - self.held + 1 if outcome.success else min(self.steps, self.env.max_steps),
             latency_ms=tuple(round(ms, 3) for ms in self.latency_ms),
             video=str(self.recorder.sink.path.relative_to(out)) if self.recorder is not None and out is not None else None,
         )

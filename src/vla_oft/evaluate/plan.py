@@ -1,7 +1,7 @@
 """What an evaluation is asked to do, and the list of trials that follows from it.
 
 Scene t of block `seed` has simulator seed FIRST_SEED + seed * SEEDS_A_RUN + t, in every family and under every condition.
-Demonstrations are collected with seeds below 1_000_000, so no evaluation scene was ever trained on.
+Demonstrations are recorded with seeds below FIRST_SEED (`data collect` refuses others), so no evaluation scene was ever trained on.
 """
 
 from dataclasses import dataclass

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from vla_oft.evaluate import latency
 from vla_oft.evaluate.plan import FIRST_SEED
-from vla_oft.evaluate.report import Media, SuccessRow, Tile
+from vla_oft.evaluate.report import Media, Report, SuccessRow, Tile
 from vla_oft.evaluate.results import Results, Trial
-from vla_oft.evaluate.success import Rate, separated
+from vla_oft.evaluate.success import interval, separated
 
 HEADINGS = {
     "normal": "As instructed",
     "swapped": "Another object named (swapped)",
-    "blind": "Object not named (blind)",
+    "blind": "Its words removed at test time (blind)",
     "expert": "Scripted expert (reads the simulator's state)",
 }
 ROLES = {"normal": "policy", "expert": "ceiling"}
@@ -87,7 +87,7 @@ def reading(results: Results) -> tuple[str, ...]:
         )
     broken = sum(t.success is None for t in results.trials)
     if broken:
-        lines.append(f"The simulator broke in {broken} trials, twice each; they count neither as success nor as failure.")
+        lines.append(_broken(results, broken))
     seeds = [t.seed for t in results.trials]
     if seeds:
         lines.append(
@@ -113,9 +113,42 @@ def facts(results: Results) -> dict[str, dict[str, str]]:
     return {"Evaluation": config, "Versions": results.versions}
 
 
-def interval(rate: Rate) -> str:
-    """The 95 % interval in whole percent."""
-    return f"{100 * rate.low:.0f}-{100 * rate.high:.0f} %"
+def latency_line(results: Results) -> str | None:
+    """How long the policy took to answer, with the batch size; None when it was never asked."""
+    speed = latency.summarize(results.queries)
+    if speed is None:
+        return None
+    batch = f"batch of {speed.max_batch}"
+    if speed.mean_batch < speed.max_batch:
+        batch = f"batches of up to {speed.max_batch}, {speed.mean_batch:.1f} on average"
+    return (
+        f"latency of a query, {batch}: P50 {speed.p50_ms:.1f} ms, P95 {speed.p95_ms:.1f} ms, P99 {speed.p99_ms:.1f} ms "
+        f"({speed.queries} queries; the first took {speed.first_ms:.0f} ms)"
+    )
+
+
+def evaluation_report(results: Results, out: Path, command: str) -> Report:
+    """The page of one evaluation whose output folder is `out`."""
+    return Report(
+        title=f"Closed-loop evaluation: {results.config['suite']}",
+        lead=latency_line(results) or "",
+        tiles=tiles(results),
+        reading=reading(results),
+        success=success_rows(results),
+        media=media(results, out),
+        media_note=MEDIA_NOTE,
+        facts=facts(results),
+        command=command,
+    )
+
+
+def _broken(results: Results, broken: int) -> str:
+    words = f"The simulator broke in {broken} trials, twice each; they count neither as success nor as failure."
+    normal = results.score()
+    if normal.sim_errors:
+        worst = normal.worst_case
+        words += f" Counted as failures, the success as instructed would be {worst.successes} of {worst.episodes} ({interval(worst)})."
+    return words
 
 
 def _swapped(results: Results) -> str:
@@ -135,15 +168,16 @@ def _swapped(results: Results) -> str:
 
 def _blind(results: Results) -> str:
     normal, blind = results.success, results.score("blind").success
-    words = f"Without the object's name it succeeded in {blind.successes} of {blind.episodes} ({interval(blind)})"
+    words = f"With the object's words removed at test time, it succeeded in {blind.successes} of {blind.episodes} ({interval(blind)})"
     if not separated(normal, blind):
-        return words + ": the intervals overlap, so this does not show that the words matter."
+        return words + ": the intervals overlap, so this does not show that it uses the words."
+    caution = " The policy had never heard sentences without them; how well one trained without words would do is another question."
     if blind.low > normal.high:
-        return words + ", more than with it: the intervals do not overlap."
-    return words + ": clearly less than with it (the intervals do not overlap), so the words matter."
+        return words + ", more than with them: the intervals do not overlap." + caution
+    return words + ": less than with them (the intervals do not overlap), so its success hangs on the words." + caution
 
 
 def _verdict(trial: Trial) -> str:
-    names = {"normal": "", "swapped": "another object named, ", "blind": "object not named, "}
+    names = {"normal": "", "swapped": "another object named, ", "blind": "words removed, "}
     verdict = "success" if trial.success else f"failed, chose {trial.chosen}" if trial.correct is False else "failed"
     return f"{trial.key}, seed {trial.seed}, {names.get(trial.condition, '')}{verdict}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from vla_oft.evaluate.page import bullets, escape, key_values, page, section
 from vla_oft.evaluate.plots import Series, chart, smooth
-from vla_oft.evaluate.success import Rate
+from vla_oft.evaluate.success import Rate, interval
 
 MEDIA_LIMIT_BYTES = 5_500_000  # base64 makes 7.3 MB of it: the page stays below 8 MB
 CURVES = ("loss", "action_l1", "lr", "grounding", "grad_norm", "val_action_l1")
@@ -45,6 +45,11 @@ class SuccessRow:
     sim_errors: int = 0
     role: str = "policy"
     total: bool = False
+
+    @property
+    def worst_case(self) -> Rate:
+        """The success if every trial that the simulator broke had failed."""
+        return self.success.with_failures(self.sim_errors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,15 +154,12 @@ def _success_line(row: SuccessRow) -> str:
     low, high = 100 * rate.low, 100 * rate.high
     fill = f'<div class="fill" style="width:{100 * rate.value:.1f}%"></div>' if rate.value is not None else ""
     whisker = f'<div class="whisker" style="left:{low:.1f}%;width:{high - low:.1f}%"></div>' if rate.episodes else ""
-    text = "no episodes" if rate.value is None else f"{100 * rate.value:.0f} % ({rate.successes}/{rate.episodes}), {low:.0f}-{high:.0f} %"
+    text = "no episodes" if rate.value is None else f"{100 * rate.value:.0f} % ({rate.successes}/{rate.episodes}), {interval(rate)}"
     if row.sim_errors:
-        text += f", {row.sim_errors} broken by the simulator"
+        worst = row.worst_case
+        text += f"<br>{row.sim_errors} broken by the simulator; as failures {worst.successes}/{worst.episodes}, {interval(worst)}"
     correct = row.correct
-    chosen = (
-        f"{correct.successes}/{correct.episodes}, {100 * correct.low:.0f}-{100 * correct.high:.0f} %"
-        if correct and correct.episodes
-        else "-"
-    )
+    chosen = f"{correct.successes}/{correct.episodes}, {interval(correct)}" if correct and correct.episodes else "-"
     steps = "-" if row.mean_steps is None else f"{row.mean_steps:.0f}"
     return (
         f'<tr class="{row.role}{" total" if row.total else ""}"><td>{escape(row.label)}</td>'

@@ -61,9 +61,18 @@ class Score:
     sim_errors: int
     mean_steps: float | None
 
+    @property
+    def worst_case(self) -> Rate:
+        """The success if every trial that the simulator broke had failed."""
+        return self.success.with_failures(self.sim_errors)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types. `correct` counts only the episodes in which an object was chosen."""
-        document: dict[str, Any] = {"success": self.success.to_dict(), "correct_among_chosen": self.correct.to_dict()}
+        """Plain JSON types. `correct` counts only the episodes with a chosen object; `worst_case`, simulator errors as failures."""
+        document: dict[str, Any] = {
+            "success": self.success.to_dict(),
+            "worst_case": self.worst_case.to_dict(),
+            "correct_among_chosen": self.correct.to_dict(),
+        }
         if self.chose_original is not None:
             document["chose_original"] = self.chose_original.to_dict()
         return {**document, "sim_errors": self.sim_errors, "mean_steps": self.mean_steps}
@@ -121,6 +130,7 @@ class Results:
         speed = latency.summarize(self.queries)
         return {
             "success": self.success.to_dict(),
+            "worst_case": self.score().worst_case.to_dict(),
             "conditions": {c: self._condition(c) for c in self.conditions()},
             "separated_from_normal": {c: separated(self.success, self.score(c).success) for c in self.conditions() if c != "normal"},
             "episodes": sum(t.success is not None for t in self.trials),
@@ -168,9 +178,3 @@ class ResultsWriter:
         if self._rows is not None and self.out is not None:
             self._rows.close()
             (self.out / "summary.json").write_text(json.dumps(results.to_json(), indent=2) + "\n")
-
-
-def load_trials(path: Path) -> list[Trial]:
-    """Read OUT/results.jsonl."""
-    rows = (json.loads(line) for line in path.read_text().splitlines() if line.strip())
-    return [Trial(**{**row, "latency_ms": tuple(row["latency_ms"])}) for row in rows]

@@ -50,6 +50,10 @@ class Rate:
         """Upper end of the interval."""
         return wilson(self.successes, self.episodes)[1]
 
+    def with_failures(self, failures: int) -> "Rate":
+        """The rate with so many more episodes, all of them failed."""
+        return Rate(self.successes, self.episodes + failures)
+
     def to_dict(self) -> dict[str, float | int | None]:
         """Plain JSON types."""
         return {"successes": self.successes, "episodes": self.episodes, "rate": self.value, "low": self.low, "high": self.high}
@@ -63,6 +67,11 @@ class Rate:
 def count(verdicts: list[bool]) -> Rate:
     """The rate of True among `verdicts`."""
     return Rate(sum(verdicts), len(verdicts))
+
+
+def interval(rate: Rate) -> str:
+    """The 95 % interval in whole percent."""
+    return f"{100 * rate.low:.0f}-{100 * rate.high:.0f} %"
 
 
 def separated(a: Rate, b: Rate) -> bool:

@@ -5,15 +5,19 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from vla_oft.evaluate.reading import interval, reading, success_rows
+from vla_oft.evaluate.reading import latency_line, reading, success_rows
 from vla_oft.evaluate.report import SuccessRow
 from vla_oft.evaluate.results import Results
+from vla_oft.evaluate.success import interval
 
 
 def print_results(results: Results, console: Console | None = None) -> None:
-    """The table, and below it what the numbers say."""
+    """The table, and below it the latency and what the numbers say."""
     console = console or Console()
     print_table(success_rows(results), console)
+    speed = latency_line(results)
+    if speed is not None:
+        console.print(speed, highlight=False, markup=False)
     for line in reading(results):
         console.print(f"- {line}", highlight=False, markup=False)
 
@@ -41,4 +45,8 @@ def print_table(rows: Sequence[SuccessRow], console: Console | None = None) -> N
             "-" if row.mean_steps is None else f"{row.mean_steps:.0f}",
             style="bold" if row.total else None,
         )
+        if row.sim_errors:
+            worst = row.worst_case
+            share = "-" if worst.value is None else f"{100 * worst.value:.0f} % ({worst.successes}/{worst.episodes})"
+            drawn.add_row(f"    + {row.sim_errors} simulator errors as failures", share, interval(worst), "", "")
     (console or Console()).print(drawn)

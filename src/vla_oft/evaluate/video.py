@@ -9,13 +9,13 @@
     | 1.35 s            success |
     +---------------------------+
 
-`Mp4` needs PyAV (extra `data`); `Strip` needs Pillow alone and lays a few moments side by side in one PNG.
+Needs PyAV (extra `data`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -24,20 +24,6 @@ WIDTH, HEIGHT, BAND = 480, 360, 64
 BACKGROUND, INK, QUIET = (17, 20, 26), (238, 241, 245), (148, 158, 172)
 GOOD, BAD = (74, 202, 128), (255, 122, 110)
 HOLD_S = 1.0
-
-
-class Sink(Protocol):
-    """Where finished frames go."""
-
-    path: Path
-
-    def add(self, frame: np.ndarray, repeat: int = 1) -> None:
-        """One more frame, uint8 (H, W, 3), all of one size; shown `repeat` times."""
-        ...
-
-    def close(self) -> None:
-        """Finish the file."""
-        ...
 
 
 class Mp4:
@@ -51,7 +37,7 @@ class Mp4:
         self._stream: Any = None
 
     def add(self, frame: np.ndarray, repeat: int = 1) -> None:
-        """One more frame; height and width must be even. The first one creates the file."""
+        """One more frame, uint8 (H, W, 3), both even and always the same; shown `repeat` times. The first one creates the file."""
         if self._container is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._container = self._av.open(str(self.path), "w", options={"movflags": "faststart"})
@@ -72,34 +58,10 @@ class Mp4:
             self._container = None
 
 
-class Strip:
-    """A PNG of up to `columns` moments, evenly spread, the first and the last among them."""
-
-    def __init__(self, path: Path, columns: int = 6) -> None:
-        self.path, self.columns = path, columns
-        self._frames: list[np.ndarray] = []
-
-    def add(self, frame: np.ndarray, repeat: int = 1) -> None:
-        """One more moment, however long it is shown."""
-        self._frames.append(frame)
-
-    def close(self) -> None:
-        """Write the PNG."""
-        if self._frames:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(strip(self._frames, self.columns)).save(self.path)
-
-
-def strip(frames: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """`columns` of `frames`, evenly spread over time, side by side: uint8 (H, columns * W, 3)."""
-    picks = np.unique(np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int))
-    return np.concatenate([frames[i] for i in picks], axis=1)
-
-
 class Recorder:
-    """Draws the frames of one episode and passes them to a sink."""
+    """Draws the frames of one episode and writes them to a file."""
 
-    def __init__(self, sink: Sink, *, control_hz: float, show_cameras: bool) -> None:
+    def __init__(self, sink: Mp4, *, control_hz: float, show_cameras: bool) -> None:
         self.sink, self.control_hz, self.show_cameras = sink, control_hz, show_cameras
         self._last: tuple[np.ndarray, str, Mapping[str, np.ndarray], float] | None = None
 
