@@ -94,10 +94,14 @@ def _point(link: Path, target: str) -> None:
 def _model_card(policy: Policy, facts: dict[str, Any]) -> str:
     robot = policy.config.robot
     return (
-        f"# {facts['name']}, step {facts['step']}\n\n"
+        f"# {facts['name']}, step {facts['step']} of {_total_steps(facts)}\n\n"
         f"A vision-language-action policy for robot `{robot.name}` (cameras {', '.join(robot.cameras)}; state {robot.state_dim}-D; "
         f"actions {robot.action_dim}-D, {robot.action_kind}, {robot.control_hz:g} Hz, chunks of {policy.config.chunk_len}).\n\n"
         f"Trained by `{facts['command']}` with vla-oft {facts['versions']['vla-oft']}; data: "
         + ", ".join(f"{d['name']} ({d['episodes']} episodes, {d['frames']} frames)" for d in facts["datasets"])
         + '.\n\n```python\nfrom vla_oft.policy import Policy\npolicy = Policy.load(".")\nchunk, = policy.act([observation])\n```\n'
     )
+
+
+def _total_steps(facts: dict[str, Any]) -> int:
+    return sum(phase["steps"] for phase in facts["train"]["phases"])
