@@ -136,6 +136,7 @@ def evaluate(
         execute_steps=execute_steps,
         controls=controls,
         record=record,
+        camera_size=camera_size,
         out=out,
         device=device,
     )

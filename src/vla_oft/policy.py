@@ -83,8 +83,11 @@ class PolicyInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(PolicyInputs):
-    """Inputs and targets: actions float32 (B, K, D) normalised, valid bool (B, K), grounding uint8 (B, V, 2, S, S) or None (see `heads/grounding.py`),
-    landmarks float32 (B, 2, 3) metres or None."""
+    """Inputs and targets.
+
+    actions: float32 (B, K, D) normalised; valid: bool (B, K). grounding: uint8 (B, V, 2, S, S), see `heads/grounding.py`, and
+    landmarks: float32 (B, 2, 3) in metres, or None where the data has none.
+    """
 
     actions: Tensor
     valid: Tensor

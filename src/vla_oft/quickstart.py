@@ -31,7 +31,8 @@ from vla_oft.recipes import base as recipes
 from vla_oft.recipes import nano_finetune
 from vla_oft.recipes.nano_base import HELD_OUT
 from vla_oft.sims.experts.tabletop import Expert
-from vla_oft.sims.tabletop import FAMILIES, TabletopEnv, make
+from vla_oft.sims.rendering import check_renderer
+from vla_oft.sims.tabletop import FAMILIES, TabletopEnv
 from vla_oft.train.loop import train
 
 ACTION_NAMES = ("x", "y", "z", "gripper")
@@ -58,9 +59,7 @@ def run(config: QuickstartConfig) -> Path:
     require_empty(config.out)
     if config.task not in FAMILIES:
         raise ValueError(f"task '{config.task}' is unknown; choose one of {', '.join(FAMILIES)}")
-    env = make(config.task, camera_size=64)
-    env.observe()  # without a renderer, say so now
-    env.close()
+    check_renderer()
     if not (nano_finetune.BASE / "policy.json").is_file():
         raise ValueError(
             f"the pretrained base policy is missing at {nano_finetune.BASE}; train it with `vla-oft train nano_base` and copy it there"

@@ -83,10 +83,11 @@ def test_demonstrations_training_and_evaluation_run_from_the_shell(tmp_path):
         "data", "collect", "tabletop/touch", "--out", "datasets/debug", "--episodes", "2", "--grounding-patches", "8", cwd=tmp_path
     )
     assert recorded.returncode == 0, recorded.stderr
-    trained = run("train", "debug", "--out", "run", "--steps", "4", "--save-every", "2", cwd=tmp_path)
+    training = ["train", "debug", "--set", "datasets.0.path=demos", "--out", "run", "--steps", "4", "--save-every", "2"]
+    trained = run(*training, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [4]
-    resumed = run("train", "debug", "--out", "run", "--steps", "4", "--save-every", "2", "--resume", cwd=tmp_path)
+    resumed = run(*training, "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     evaluated = run("eval", "run", "--suite", "tabletop/touch", "--trials", "2", "--record", "1", "--out", "eval", "--json", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr

@@ -222,11 +222,9 @@ def test_bad_settings_are_refused(source):
         dataset(source, grounding="depth")
     with pytest.raises(IndexError, match="asked for"):
         data.batch([len(data)])
-    with pytest.raises(ValueError, match="no datasets"):
-        ChunkDataset([], SPEC)
-    with pytest.raises(ValueError, match="give the policy's `action_normalizer` and `prepare`"):
-        ChunkDataset([source], SPEC)
     moments = compute_statistics([np.zeros((2, 5))], None, [True] * 5).action
+    with pytest.raises(ValueError, match="no datasets"):
+        ChunkDataset([], SPEC, prepare=preparation(), action_normalizer=Normalizer(moments, None, "bounds"))
     with pytest.raises(ValueError, match="has 2 action dimensions, the normalizer 5"):
         dataset(source, action_normalizer=Normalizer(moments, None, "bounds"))
     with pytest.raises(ValueError, match="has 3 state dimensions, the normalizer 5"):

@@ -24,7 +24,6 @@ from vla_oft.collect.workers import (
     check_seeds,
     in_order,
     make_expert,
-    make_simulator,
     open_pool,
     provenance,
     simulator_of,
@@ -34,6 +33,7 @@ from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.data.progress import progress
 from vla_oft.data.recording import Block, Episode, encode
 from vla_oft.sims.base import Simulator
+from vla_oft.sims.base import make as make_simulator
 from vla_oft_client import RobotSpec
 
 

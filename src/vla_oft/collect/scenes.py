@@ -21,7 +21,6 @@ from vla_oft.collect.workers import (
     MakeSimulator,
     check_seeds,
     in_order,
-    make_simulator,
     open_pool,
     provenance,
     simulator_of,
@@ -31,6 +30,7 @@ from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.data.progress import progress
 from vla_oft.data.recording import Block, Episode, encode
 from vla_oft.sims.base import Simulator
+from vla_oft.sims.base import make as make_simulator
 
 SCENES_PER_BLOCK = 64
 """Encoded together: starting an encoder costs as much as several frames."""

@@ -1,6 +1,5 @@
 """Simulators in parallel processes whose results arrive in a fixed order, so that the worker count never changes a dataset."""
 
-import importlib
 import json
 import multiprocessing
 from collections import deque
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vla_oft.sims.base import Simulator, SimulatorError, simulators
+from vla_oft.sims.base import Simulator, SimulatorError, expert_class
 from vla_oft_client import RobotSpec
 
 AHEAD = 16
@@ -69,17 +68,9 @@ def try_out(suites: Sequence[str], camera_size: int, seed: int, make: MakeSimula
     return specs[0]
 
 
-def make_simulator(suite: str, camera_size: int) -> Simulator:
-    """The simulator of a suite such as "tabletop/touch"."""
-    name, _, family = suite.partition("/")
-    if name not in simulators() or not family:
-        raise ValueError(f"unknown suite '{suite}'; write SIMULATOR/FAMILY, with one of the simulators {', '.join(simulators())}")
-    return importlib.import_module(f"vla_oft.sims.{name}").make(family, camera_size=camera_size)
-
-
 def make_expert(suite: str, simulator: Simulator) -> Callable[[], np.ndarray]:
     """The scripted expert of a suite, for one episode of `simulator`."""
-    return importlib.import_module(f"vla_oft.sims.experts.{suite.partition('/')[0]}").Expert(simulator)
+    return expert_class(suite.partition("/")[0])(simulator)
 
 
 _current: tuple[Any, Simulator] | None = None

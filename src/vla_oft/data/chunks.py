@@ -17,8 +17,7 @@ import numpy as np
 from vla_oft.data import cache as frame_cache
 from vla_oft.data.base import Source
 from vla_oft.data.cache import Prepare
-from vla_oft.images import resize
-from vla_oft.statistics import DatasetStatistics, Normalizer
+from vla_oft.statistics import Normalizer
 from vla_oft_client import RobotSpec
 
 Caching = Literal["none", "ram", "disk"]
@@ -67,12 +66,10 @@ class ChunkDataset:
         self,
         sources: Sequence[Source],
         spec: RobotSpec,
-        statistics: DatasetStatistics | None = None,
         *,
-        prepare: Prepare | None = None,
-        action_normalizer: Normalizer | None = None,
+        prepare: Prepare,
+        action_normalizer: Normalizer,
         state_normalizer: Normalizer | None = None,
-        image_size: int | None = None,
         chunk_len: int | None = None,
         cache: Caching = "none",
         cache_dir: str | Path | None = None,
@@ -82,17 +79,6 @@ class ChunkDataset:
     ) -> None:
         if not sources:
             raise ValueError("no datasets: give at least one")
-        # `statistics` and `image_size` stand for normalizers and `prepare` until every caller passes those.
-        if statistics is not None:
-            train = "train" if parity else None
-            statistics.check(spec)
-            action_normalizer = Normalizer(statistics.action, np.asarray(spec.normalize_mask), spec.normalization, train)
-            if spec.state_dim and statistics.state is not None:
-                state_normalizer = Normalizer(statistics.state, None, spec.normalization, train)
-        if image_size is not None:
-            prepare = _Box(image_size)
-        if action_normalizer is None or prepare is None:
-            raise ValueError("give the policy's `action_normalizer` and `prepare`")
         _check_sizes(sources, spec, action_normalizer, state_normalizer)
         self.sources, self.spec, self.prepare, self.grounding = tuple(sources), spec, prepare, grounding
         self.chunk_len = spec.chunk_len if chunk_len is None else chunk_len
@@ -158,18 +144,6 @@ class ChunkDataset:
             return frame_cache.in_memory(source, self.spec.cameras, self.prepare)
         folder = Path(cache_dir) if cache_dir is not None else source.path.parent / ".cache"
         return frame_cache.on_disk(folder, source, self.spec.cameras, self.prepare)
-
-
-@dataclass(frozen=True)
-class _Box:
-    size: int
-
-    @property
-    def key(self) -> str:
-        return f"{self.size}-box-1.0"
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        return resize(image, self.size)
 
 
 def _check_sizes(sources: Sequence[Source], spec: RobotSpec, action: Normalizer, state: Normalizer | None) -> None:

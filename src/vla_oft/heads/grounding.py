@@ -62,7 +62,7 @@ class Head(nn.Module):
         return self.config.mask_weight * loss, {"grounding_loss": loss.detach(), "grounding_hit": hit}
 
     def landmark_loss(self, hidden: Tensor, landmarks: Tensor) -> tuple[Tensor, Metrics]:
-        """hidden (B, W); landmarks (B, 2, 3) in metres, NaN where there is none. Metric: mean error of the object per coordinate, metres."""
+        """hidden (B, W); landmarks (B, 2, 3) in metres, NaN where there is none. Metric: the object's mean error per coordinate."""
         c = self.config
         predicted = self.locate(hidden).float().view(-1, 2, 3)
         known = torch.isfinite(landmarks)

@@ -117,11 +117,15 @@ def report_constant_dims(policy: Policy) -> None:
 def build_dataset(config: TrainConfig, policy: Policy, sources: list[Source]) -> ChunkDataset:
     """The datasets as training samples for this policy. Raises ValueError when a fresh model's grounding finds no fitting masks."""
     masks = _has_masks(config, policy, sources)
+    image = policy.config.preprocess
+    if config.augment is not None and config.augment.crop_area < 1:  # random crops take the place of the central one
+        image = dataclasses.replace(image, crop_area=1.0)
     return ChunkDataset(
         sources,
         policy.config.robot,
-        policy.statistics,
-        image_size=policy.config.preprocess.image_size,
+        prepare=preprocess.Preparation(image),
+        action_normalizer=policy.action_normalizer,
+        state_normalizer=policy.state_normalizer if policy.config.use_state else None,
         chunk_len=policy.config.chunk_len,
         cache=config.frame_cache,
         grounding=GROUNDING if masks else None,
