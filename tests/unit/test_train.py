@@ -16,7 +16,8 @@ from vla_oft.policy import Policy
 from vla_oft.robots.tabletop import SPEC
 from vla_oft.train import checkpoint
 from vla_oft.train.config import Dataset, Fresh, Phase, Pretrained, TrainConfig
-from vla_oft.train.loop import build_optimizer, train
+from vla_oft.train.loop import train
+from vla_oft.train.optimizer import AdamW, Muon
 from vla_oft.train.schedule import Cosine
 
 LENGTH = 12
@@ -95,10 +96,11 @@ def test_a_run_leaves_a_loadable_checkpoint_and_says_how_it_was_made(demos, tmp_
     assert "policy" in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("ema_decay", [0.9, None])
-def test_a_resumed_run_equals_an_uninterrupted_one(demos, tmp_path, ema_decay):
+@pytest.mark.parametrize(("ema_decay", "optimizer"), [(0.9, AdamW()), (None, Muon())])
+def test_a_resumed_run_equals_an_uninterrupted_one(demos, tmp_path, ema_decay, optimizer):
     halves = (Phase(steps=2, mixture=(1.0,)), Phase(steps=4, mixture=(1.0,)))
-    whole = config(demos, phases=halves, precision="bf16", augment=AugmentConfig(crop_area=0.9), ema_decay=ema_decay)
+    whole = config(demos, phases=halves, precision="bf16", augment=AugmentConfig(crop_area=0.9))
+    whole = dataclasses.replace(whole, ema_decay=ema_decay, optimizer=optimizer)
     train(whole, tmp_path / "whole")
     train(whole, tmp_path / "resumed")
     last = tmp_path / "resumed" / "checkpoints"
@@ -137,7 +139,7 @@ def test_old_checkpoints_are_pruned_and_the_pointer_follows(demos, tmp_path):
 
 def test_fine_tuning_starts_from_the_pretrained_weights_and_its_statistics(demos, tmp_path):
     base = train(config(demos), tmp_path / "base")
-    tuned = config(demos, model=Pretrained(path=str(base), statistics="base"), lr=1e-9, weight_decay=0.0, ema_decay=None)
+    tuned = config(demos, model=Pretrained(path=str(base), statistics="base"), lr=1e-9, optimizer=AdamW(weight_decay=0.0), ema_decay=None)
     folder = train(tuned, tmp_path / "tuned")
     before, after = Policy.load(base), Policy.load(folder)
     assert after.config.dataset == before.config.dataset
@@ -215,9 +217,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
     assert all(torch.isfinite(p).all() for p in Policy.load(tmp_path / "run").parameters())
 
 
+def test_muon_takes_the_matrices_and_adamw_the_rest():
+    policy = tiny_policy()
+    muon, adamw = Muon().build(policy, 1e-3).members
+    sizes = [sum(p.numel() for group in member.param_groups for p in group["params"]) for member in (muon, adamw)]
+    assert sum(sizes) == sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    assert all(p.ndim == 2 for group in muon.param_groups for p in group["params"]) and sizes[0] > sizes[1]
+
+
 def test_weight_decay_spares_norms_biases_and_embeddings():
     policy = tiny_policy()
-    decayed = {id(p) for p in build_optimizer(config(Path("x")), policy).param_groups[0]["params"]}
+    decayed = {id(p) for p in AdamW().build(policy, 1e-3).members[0].param_groups[0]["params"]}
     names = {name for name, p in policy.named_parameters() if id(p) in decayed}
     assert "vlm.language_model.model.layers.0.self_attn.q_proj.weight" in names
     assert not [n for n in names if "norm" in n or "embed_tokens" in n or n.endswith(("bias", "token", "pos_embed"))]

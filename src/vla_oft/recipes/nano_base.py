@@ -12,6 +12,7 @@ from vla_oft.data.augment import AugmentConfig
 from vla_oft.heads import grounding, l1
 from vla_oft.recipes.base import Recipe
 from vla_oft.train.config import Dataset, Fresh, Phase, TrainConfig
+from vla_oft.train.optimizer import Muon
 from vla_oft.train.schedule import Cosine
 
 HELD_OUT = "pick_place"
@@ -30,7 +31,7 @@ LIGHT = AugmentConfig(crop_area=1.0, brightness=0.06, contrast=0.1, saturation=0
 
 
 def recipe() -> Recipe:
-    """4 x 900 demonstrations and 8,000 scenes; about 500,000 samples."""
+    """4 x 900 demonstrations and 8,000 scenes; about 450,000 samples."""
     workers = os.cpu_count() or 1
     return Recipe(
         train=TrainConfig(
@@ -38,9 +39,10 @@ def recipe() -> Recipe:
             robot="tabletop",
             model=Fresh(size="nano", head=l1.Config(), grounding=grounding.Config(), corpus=CORPUS),
             datasets=(Dataset(name="scenes", path=str(SCENES)), Dataset(name="demos", path=str(DEMOS))),
-            phases=(Phase(steps=2000, mixture=(1.0, 0.0)), Phase(steps=13_000, mixture=(0.1, 0.9))),
-            batch_size=32,
-            lr=1e-3,
+            phases=(Phase(steps=700, mixture=(1.0, 0.0)), Phase(steps=6300, mixture=(0.1, 0.9))),
+            batch_size=64,
+            lr=2e-3,
+            optimizer=Muon(),
             schedule=Cosine(warmup_steps=200, floor=0.01),
             augment=LIGHT,
             ema_decay=0.999,

@@ -15,6 +15,7 @@ import torch
 from vla_oft.atomic import atomic_directory
 from vla_oft.policy import Policy
 from vla_oft.train.ema import Ema
+from vla_oft.train.optimizer import Optimizers
 
 
 def save(run: Path, policy: Policy, ema: Ema | None, trainer: dict[str, Any], facts: dict[str, Any], keep_last: int) -> Path:
@@ -35,9 +36,7 @@ def save(run: Path, policy: Policy, ema: Ema | None, trainer: dict[str, Any], fa
     return folder
 
 
-def trainer_state(
-    step: int, phase: int, loader: dict[str, Any], optimizer: torch.optim.Optimizer, policy: Policy, ema: Ema | None
-) -> dict[str, Any]:
+def trainer_state(step: int, phase: int, loader: dict[str, Any], optimizer: Optimizers, policy: Policy, ema: Ema | None) -> dict[str, Any]:
     """Everything that a resumed run needs beside the policy; tensors and plain types only, so that it loads with `weights_only`."""
     return {
         "step": step,
@@ -60,7 +59,7 @@ def same_data(run: Path, datasets: list[dict[str, Any]]) -> None:
             )
 
 
-def restore(state: dict[str, Any], policy: Policy, ema: Ema | None, optimizer: torch.optim.Optimizer) -> None:
+def restore(state: dict[str, Any], policy: Policy, ema: Ema | None, optimizer: Optimizers) -> None:
     """Put everything back as it was when `state` was saved; `policy` was loaded from the same checkpoint."""
     if ema:
         policy.load_state_dict(state["weights"])

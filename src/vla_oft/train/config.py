@@ -1,13 +1,14 @@
 """What a training run is: one frozen value, written into the run folder, compared on resume."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from vla_oft.config import PLUGIN
 from vla_oft.data.augment import AugmentConfig
 from vla_oft.heads import grounding
 from vla_oft.policy import HeadConfig
+from vla_oft.train.optimizer import AdamW, Muon
 from vla_oft.train.schedule import Cosine, MultiStep
 from vla_oft.vlm import tokens
 
@@ -71,8 +72,7 @@ class TrainConfig:
     batch_size: int
     lr: float
     schedule: Cosine | MultiStep
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
+    optimizer: AdamW | Muon = field(default_factory=AdamW)
     clip_norm: float = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     augment: AugmentConfig | None = None

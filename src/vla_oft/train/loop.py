@@ -49,7 +49,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, device: str =
     setup.report_constant_dims(policy)
     policy.to(device).train()
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = build_optimizer(config, policy)
+    optimizer = config.optimizer.build(policy, config.lr)
     ema = Ema(policy, config.ema_decay) if config.ema_decay is not None else None
     facts = _facts(config, datasets)
     if state is not None:
@@ -65,14 +65,11 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, device: str =
         batch = _to_device(batch, device)
         wait_s = time.monotonic() - waiting_since
         lr = config.lr * config.schedule.factor(step, config.total_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.precision == "bf16"):
             loss, metrics = policy(batch)
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.step(lr)
         if ema:
             ema.update()
         step += 1
@@ -106,17 +103,6 @@ def _batches(
         for batch in itertools.islice(loader, end - step):
             step += 1
             yield phase, loader, batch
-
-
-def build_optimizer(config: TrainConfig, policy: nn.Module) -> torch.optim.Optimizer:
-    """AdamW; weight decay on the matrices of linear and convolution layers only, not on norms, biases and embeddings."""
-    decayed = {id(m.weight) for m in policy.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def check(config: TrainConfig, out: Path, *, resume: bool, device: str) -> TrainConfig:
