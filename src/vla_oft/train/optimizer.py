@@ -36,9 +36,7 @@ class Muon:
     def build(self, model: nn.Module, lr: float) -> "Optimizers":
         """Optimizers for the trained parameters of `model`. Raises ValueError where torch has no Muon (before 2.9)."""
         if not hasattr(torch.optim, "Muon"):
-            raise ValueError(
-                f"optimizer 'muon' needs torch 2.9 or newer, this is {torch.__version__}; upgrade, or use adamw"
-            )
+            raise ValueError(f"optimizer 'muon' needs torch 2.9 or newer, this is {torch.__version__}; upgrade, or use adamw")
         matrices, others = split(model, nn.Linear)
         muon = torch.optim.Muon(matrices, lr=lr, weight_decay=self.weight_decay, momentum=self.momentum, adjust_lr_fn="match_rms_adamw")
         return Optimizers([muon, torch.optim.AdamW(others, lr=lr, betas=self.betas, weight_decay=0.0, fused=True)])
