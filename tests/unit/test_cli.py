@@ -80,7 +80,7 @@ def test_ckpt_show_prints_one_json_object(tmp_path):
 
 def test_demonstrations_training_and_evaluation_run_from_the_shell(tmp_path):
     recorded = run(
-        "data", "collect", "tabletop/touch", "--out", "datasets/debug", "--episodes", "2", "--grounding-patches", "8", cwd=tmp_path
+        "data", "collect", "tabletop/touch", "--out", "demos", "--episodes", "2", "--grounding-patches", "8", cwd=tmp_path
     )
     assert recorded.returncode == 0, recorded.stderr
     training = ["train", "debug", "--set", "datasets.0.path=demos", "--out", "run", "--steps", "4", "--save-every", "2"]
