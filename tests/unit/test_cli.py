@@ -79,9 +79,7 @@ def test_ckpt_show_prints_one_json_object(tmp_path):
 
 
 def test_demonstrations_training_and_evaluation_run_from_the_shell(tmp_path):
-    recorded = run(
-        "data", "collect", "tabletop/touch", "--out", "demos", "--episodes", "2", "--grounding-patches", "8", cwd=tmp_path
-    )
+    recorded = run("data", "collect", "tabletop/touch", "--out", "demos", "--episodes", "2", "--grounding-patches", "8", cwd=tmp_path)
     assert recorded.returncode == 0, recorded.stderr
     training = ["train", "debug", "--set", "datasets.0.path=demos", "--out", "run", "--steps", "4", "--save-every", "2"]
     trained = run(*training, cwd=tmp_path)

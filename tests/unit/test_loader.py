@@ -1,5 +1,6 @@
 """Chunks, caches, mixtures and loaders: what a training run reads, and that it is the same every time."""
 
+import dataclasses
 import itertools
 import os
 import pickle
@@ -7,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from demonstrations import LENGTHS, SPEC, bar_width, write
+from demonstrations import LENGTHS, SPEC, bar_width, episode, write
 
 from vla_oft.atomic import temporary_beside
 from vla_oft.data.base import open_source, source_statistics
-from vla_oft.data.chunks import ChunkDataset, Samples, chunk_rows
+from vla_oft.data.chunks import DISTURBED, ChunkDataset, Samples, chunk_rows, next_true
+from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.data.loader import BatchLoader
 from vla_oft.data.mixture import MixtureOrder
 from vla_oft.images import Filter
@@ -229,3 +231,21 @@ def test_bad_settings_are_refused(source):
         dataset(source, action_normalizer=Normalizer(moments, None, "bounds"))
     with pytest.raises(ValueError, match="has 3 state dimensions, the normalizer 5"):
         dataset(source, state_normalizer=Normalizer(moments, None, "bounds"))
+
+
+def test_next_true_finds_the_row_itself_or_a_later_one():
+    assert next_true(np.array([False, True, False, True, False])).tolist() == [1, 1, 3, 3, 5]
+
+
+def test_a_chunk_is_valid_up_to_the_step_in_which_the_robot_was_pushed(tmp_path):
+    pushed = np.zeros((11, 1), np.uint8)
+    pushed[4] = 1
+    plain = episode(0, 11)
+    with LeRobotWriter(tmp_path / "data", SPEC) as writer:
+        writer.append_episode(dataclasses.replace(plain, extras={**plain.extras, DISTURBED: pushed}))
+    data = dataset(open_source(tmp_path / "data"))
+    valid = data.batch(np.arange(11)).valid
+    assert valid[0].tolist() == [True] * 4
+    assert valid[2].tolist() == [True, True, True, False]
+    assert valid[4].tolist() == [True, False, False, False], "the action of the disturbed step answers what is seen"
+    assert valid[5].all() and valid[9].tolist() == [True, True, False, False]

@@ -2,6 +2,7 @@
 
 the arm executes   expert's action + noise      -> it drifts to where a learned policy also will
 the dataset holds  expert's action              -> what would have been right there
+and `disturbed`, 1 where the two differ: later actions of a chunk answer a disturbance that nobody could foresee, and do not train.
 """
 
 import time
@@ -29,6 +30,7 @@ from vla_oft.collect.workers import (
     simulator_of,
     try_out,
 )
+from vla_oft.data.chunks import DISTURBED
 from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.data.progress import progress
 from vla_oft.data.recording import Block, Episode, encode
@@ -141,7 +143,7 @@ def record_episode(config: CollectConfig, suite: str, simulator: Simulator, make
     act = make_expert(suite, simulator)
     spec = simulator.spec
     disturb = Disturbance(config.noise, spec, np.random.default_rng([seed, crc32(suite.encode())]))
-    observations, actions, answers = [], [], []
+    observations, actions, answers, disturbed = [], [], [], []
     calm_steps = 0
     for _ in range(simulator.max_steps + config.settle_steps):
         succeeded = simulator.outcome().success
@@ -153,7 +155,9 @@ def record_episode(config: CollectConfig, suite: str, simulator: Simulator, make
             answers.append(grounding(simulator, config.grounding_patches))
         action = np.asarray(act(), np.float32)
         actions.append(action)
-        simulator.step(action if succeeded else disturb(action))
+        executed = action if succeeded else disturb(action)
+        disturbed.append([not np.array_equal(executed, action)])
+        simulator.step(executed)
     if not simulator.outcome().success:
         return None
     return Episode(
@@ -161,7 +165,7 @@ def record_episode(config: CollectConfig, suite: str, simulator: Simulator, make
         states=np.stack([o.state for o in observations]) if spec.state_dim else None,  # type: ignore[misc]
         actions=np.stack(actions),
         instructions=simulator.instruction,
-        extras=stack_answers(answers),
+        extras={**stack_answers(answers), DISTURBED: np.array(disturbed, np.uint8)},
         info={"suite": suite, "seed": seed},
     )
 

@@ -5,6 +5,13 @@ step 1      [a1 a2 a3]              valid 1 1 1
 step 3            [a3 a4 a4]        valid 1 1 0      past the end: repeat the last action, mask it out
 step 4               [a4 a4 a4]     valid 1 0 0
 `parity=True` drops steps 3 and 4 as the reference does: it never trains on the end of an episode.
+
+Where a source notes that the robot was pushed (`disturbed`: something else was executed than recorded), the chunk is valid up to that step:
+what follows answers a push that could not be seen.
+
+disturbed    0  0  1  0  0
+step 0      [a0 a1 a2]              valid 1 1 1
+step 1         [a1 a2 a3]           valid 1 1 0
 """
 
 from collections.abc import Sequence
@@ -21,6 +28,7 @@ from vla_oft.statistics import Normalizer
 from vla_oft_client import RobotSpec
 
 Caching = Literal["none", "ram", "disk"]
+DISTURBED = "disturbed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +59,12 @@ def chunk_rows(starts: np.ndarray, ends: np.ndarray, chunk_len: int) -> tuple[np
     """Rows (B, K) of the actions from `starts` (B,) on, held at the last row before `ends` (B,); and which are valid (B, K)."""
     rows = starts[:, None] + np.arange(chunk_len)
     return np.minimum(rows, ends[:, None] - 1), rows < ends[:, None]
+
+
+def next_true(flags: np.ndarray) -> np.ndarray:
+    """For each row of bool (N,), the first row from there on that is True; N where there is none."""
+    rows = np.where(flags, np.arange(len(flags)), len(flags))
+    return np.minimum.accumulate(rows[::-1])[::-1]
 
 
 class ChunkDataset:
@@ -122,7 +136,7 @@ class ChunkDataset:
             images=self._read_images(part, rows) if cache is None else np.asarray(cache[rows]),
             state=None if part.states is None else part.states[rows],
             actions=part.actions[action_rows],
-            valid=valid & part.has_actions,
+            valid=valid & part.has_actions & (action_rows <= part.undisturbed_until[rows, None]),
             instructions=tuple(part.source.tasks[task] for task in part.tasks[rows]),
             grounding=None if part.grounding is None else part.grounding[rows],
             landmarks=None if part.landmarks is None else part.landmarks[rows],
@@ -182,6 +196,10 @@ class _Part:
         self.grounding, self.landmarks = (
             None if name is None else np.concatenate([source.extra(name, e) for e in episodes]) for name in (grounding, landmarks)
         )
+        self.undisturbed_until = np.full(len(self.actions), len(self.actions))
+        if DISTURBED in source.extras:
+            pushed = np.concatenate([source.extra(DISTURBED, e) for e in episodes]).reshape(len(self.actions), -1).any(axis=1)
+            self.undisturbed_until = next_true(pushed)
         self.episodes = np.repeat(np.arange(len(source)), source.lengths)
         self.ends = np.repeat(np.cumsum(source.lengths), source.lengths)
         rows = np.arange(len(self.actions))
