@@ -164,8 +164,9 @@ def data_collect(
         out: dataset folder; must be empty or absent.
         episodes: successful episodes to record of each task.
         seed: of the first scene.
-        noise: DART noise on the executed action (standard deviation, action units); labels stay the expert's.
-        pushes: chance per step that a push of several steps begins, for example 0.03.
+        noise: white DART noise on the executed action (standard deviation, action units); labels stay the expert's, and a chunk
+            trains only up to a disturbed step: prefer pushes.
+        pushes: chance per step that a push of up to 4 steps begins, for example 0.05.
         camera_size: pixels of the square camera images.
         grounding_patches: also store which of N x N patches show the named object.
         workers: processes, 0 for none; one per core by default.
@@ -179,7 +180,7 @@ def data_collect(
             out=out,
             episodes=episodes,
             seed=seed,
-            noise=Noise(std=noise, hold_probability=pushes, hold_std=0.4),
+            noise=Noise(std=noise, hold_probability=pushes, hold_std=0.5, hold_steps=4),
             camera_size=camera_size,
             grounding_patches=grounding_patches,
             workers=(os.cpu_count() or 1) if workers is None else workers,

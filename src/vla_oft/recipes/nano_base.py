@@ -25,7 +25,8 @@ CORPUS = (
 """Words that the tokenizer knows as a whole. A tokenizer reads more than a policy was trained on."""
 SUITES = tuple(f"tabletop/{family}" for family in FAMILIES)
 DEMOS, SCENES = Path("datasets/nano_base/demos"), Path("datasets/nano_base/scenes")
-DART = Noise(std=0.1, hold_probability=0.03, hold_std=0.4, hold_steps=6)
+DART = Noise(hold_probability=0.05, hold_std=0.5, hold_steps=4)
+"""Pushes and no white noise: about 10 % of the steps are disturbed, and most chunks lie between two pushes (see `data/chunks.py`)."""
 LIGHT = AugmentConfig(crop_area=1.0, brightness=0.06, contrast=0.1, saturation=0.1, hue=0.01)
 """No crops: at 64 px the place of a pixel IS the position of a block."""
 
