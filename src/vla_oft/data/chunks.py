@@ -199,7 +199,7 @@ class _Part:
         self.undisturbed_until = np.full(len(self.actions), len(self.actions))
         if DISTURBED in source.extras:
             pushed = np.concatenate([source.extra(DISTURBED, e) for e in episodes]).reshape(len(self.actions), -1).any(axis=1)
-            self.undisturbed_until = next_true(pushed)
+            self.undisturbed_until = next_true(np.asarray(pushed))
         self.episodes = np.repeat(np.arange(len(source)), source.lengths)
         self.ends = np.repeat(np.cumsum(source.lengths), source.lengths)
         rows = np.arange(len(self.actions))
