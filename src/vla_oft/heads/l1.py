@@ -55,6 +55,30 @@ class MlpResNet(nn.Module):
         return self.fc2(self.layer_norm2(x))
 
 
+def regression_loss(
+    predicted: Tensor, actions: Tensor, valid: Tensor, kind: Literal["l1", "huber"], delta: float
+) -> tuple[Tensor, Metrics]:
+    """Predicted and true actions float32 (B, K, D), valid bool (B, K) -> mean loss over the valid steps, and `l1_metrics`.
+
+    `huber` is divided by delta, so that large errors count as much as with `l1`.
+    """
+    if kind == "l1":
+        loss = masked_mean((predicted - actions).abs(), valid)
+    else:
+        loss = masked_mean(F.huber_loss(predicted, actions, reduction="none", delta=delta), valid) / delta
+    return loss, l1_metrics(predicted.detach(), actions, valid)
+
+
+def l1_metrics(predicted: Tensor, actions: Tensor, valid: Tensor) -> Metrics:
+    """Mean absolute error of the whole chunk, of its first step and of the rest, in normalised units; NaN where no step is valid."""
+    error = (predicted - actions).abs()
+    return {
+        "action_l1": masked_mean(error, valid, empty=math.nan),
+        "action_l1_first": masked_mean(error[:, :1], valid[:, :1], empty=math.nan),
+        "action_l1_rest": masked_mean(error[:, 1:], valid[:, 1:], empty=math.nan),
+    }
+
+
 class Head(ActionHead):
     """L1 (or Huber) regression."""
 
@@ -69,18 +93,7 @@ class Head(ActionHead):
 
     def loss(self, decode: Decode, actions: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:
         """See `ActionHead.loss`. Metrics: L1 of the whole chunk, of its first step and of the rest, in normalised units."""
-        predicted = self._predict(decode).float()
-        error = (predicted - actions).abs()
-        if self.config.loss == "l1":
-            loss = masked_mean(error, valid)
-        else:
-            loss = masked_mean(F.huber_loss(predicted, actions, reduction="none", delta=self.config.delta), valid) / self.config.delta
-        error = error.detach()
-        return loss, {
-            "action_l1": masked_mean(error, valid, empty=math.nan),
-            "action_l1_first": masked_mean(error[:, :1], valid[:, :1], empty=math.nan),
-            "action_l1_rest": masked_mean(error[:, 1:], valid[:, 1:], empty=math.nan),
-        }
+        return regression_loss(self._predict(decode).float(), actions, valid, self.config.loss, self.config.delta)
 
     def sample(self, decode: Decode, generator: torch.Generator | None) -> Tensor:
         """See `ActionHead.sample`; deterministic."""
