@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -205,12 +205,100 @@ def ckpt_show(checkpoint: Positional[str], *, json: bool = False) -> None:
         print("\n".join(lines(document)))
 
 
+def ckpt_import(
+    source: Positional[str],
+    out: Positional[Path],
+    *,
+    base: str | None = None,
+    dataset: str | None = None,
+    robot: str | None = None,
+    cameras: int | None = None,
+    chunk_len: int | None = None,
+    decoding: Literal["parallel", "autoregressive"] | None = None,
+    center_crop: bool = True,
+    step: int | None = None,
+    vision_overrides: Path | None = None,
+    diffusion_steps: int = 50,
+    parity: bool = True,
+) -> None:
+    """Import a published OpenVLA or OpenVLA-OFT checkpoint; weights keep their bits.
+
+    Args:
+        source: its folder or hub id, for example moojink/openvla-7b-oft-finetuned-libero-spatial.
+        out: checkpoint folder to write; must be empty or absent.
+        base: folder or hub id of the model that source/lora_adapter adapts; replaces weights that were merged in bfloat16.
+        dataset: whose statistics normalise, where the checkpoint has several.
+        robot: name of a robot: rates, cameras, kind of normalisation; guessed from the dataset's name.
+        cameras: how many of the robot's cameras the policy reads.
+        chunk_len: actions per chunk; the robot's by default, 1 for autoregressive decoding.
+        decoding: of a checkpoint without action head.
+        center_crop: the policy was trained on random crops (as all published ones were) and sees the central 90 %.
+        step: N of the files *--N_checkpoint.pt, where there are several.
+        vision_overrides: JSON with num_heads of each vision tower, for towers of other than the published sizes.
+        diffusion_steps: noise levels that a diffusion head was trained with.
+        parity: reproduce the reference in every detail, see docs/parity.md.
+    """
+    from vla_oft.reference import ImportRequest, import_checkpoint
+
+    request = ImportRequest(
+        source=source,
+        base=base,
+        dataset=dataset,
+        robot=robot,
+        cameras=cameras,
+        chunk_len=chunk_len,
+        decoding=decoding,
+        center_crop=center_crop,
+        step=step,
+        vision_overrides=vision_overrides,
+        diffusion_steps=diffusion_steps,
+        parity=parity,
+    )
+    print(f"checkpoint: {import_checkpoint(request, out)}")
+
+
+def ckpt_export(checkpoint: Positional[Path], out: Positional[Path], *, step: int | None = None) -> None:
+    """Write a checkpoint in the published layout, for the reference's own code.
+
+    Args:
+        checkpoint: a checkpoint or run folder.
+        out: folder to write; must be empty or absent.
+        step: N of the files *--N_checkpoint.pt.
+    """
+    from vla_oft.reference import export_checkpoint
+
+    print(f"exported: {export_checkpoint(checkpoint, out, step=step)}")
+
+
+def ckpt_merge(
+    source: Positional[str],
+    out: Positional[Path],
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    tolerance: float | None = None,
+) -> None:
+    """Add a checkpoint's LoRA adapter to its weights; refused when the policy would act otherwise.
+
+    Args:
+        source: checkpoint folder, run folder or hub id with an adapter.
+        out: checkpoint folder to write; must be empty or absent.
+        dtype: what the merged weights are stored in; the sums are float32.
+        tolerance: largest change of a normalised action; 1e-4 in float32, 2e-2 in bfloat16 by default.
+    """
+    from vla_oft.merge import merge_checkpoint
+
+    done = merge_checkpoint(source, out, dtype=dtype, tolerance=tolerance)
+    print(
+        f"checkpoint: {done.folder}; in {dtype} normalised actions move by at most {done.difference:.1e} (tolerance {done.tolerance:.1e})"
+    )
+
+
 def data() -> None:
     """Demonstrations: collect."""
 
 
 def ckpt() -> None:
-    """Checkpoints: show."""
+    """Checkpoints: show, import, export, merge."""
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -221,7 +309,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data": data,
     "ckpt": ckpt,
 }
-GROUPS: dict[str, dict[str, Callable[..., None]]] = {"data": {"collect": data_collect}, "ckpt": {"show": ckpt_show}}
+GROUPS: dict[str, dict[str, Callable[..., None]]] = {
+    "data": {"collect": data_collect},
+    "ckpt": {"show": ckpt_show, "import": ckpt_import, "export": ckpt_export, "merge": ckpt_merge},
+}
 
 
 def main() -> None:

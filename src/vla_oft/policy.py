@@ -4,6 +4,7 @@ Policy.load(dir)  ->  policy.act([observation, ...])  ->  [ActionChunk, ...]
 policy(batch)     ->  (loss, metrics)                     one wrapper, one optimizer, one checkpoint
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -14,22 +15,20 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from huggingface_hub import save_torch_state_dict
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vla_oft import preprocess
+from vla_oft import hub, preprocess, weights
 from vla_oft.atomic import atomic_directory
 from vla_oft.config import PLUGIN, from_dict, to_dict
-from vla_oft.heads import grounding, l1
-from vla_oft.heads.base import ActionHead, Metrics
+from vla_oft.heads import diffusion, discrete, grounding, l1, pooled
+from vla_oft.heads.base import ActionHead, Metrics, Steps
 from vla_oft.statistics import DatasetStatistics, Normalizer, load_statistics, save_statistics
 from vla_oft.vlm import prismatic, tokens
 from vla_oft_client import ActionChunk, Observation, RobotSpec
 
-HeadConfig = l1.Config
+HeadConfig = l1.Config | diffusion.Config | discrete.Config | pooled.Config
 FORMAT_VERSION = 1
 
 
@@ -40,6 +39,7 @@ class PolicyConfig:
     dataset: name of the statistics that normalise state and actions.
     use_state: whether the proprioceptive state is an input token.
     grounding: auxiliary dense supervision, or None.
+    parity: behave as the reference does where this package deliberately does not, see docs/parity.md. Imported checkpoints do.
     """
 
     robot: RobotSpec
@@ -51,6 +51,7 @@ class PolicyConfig:
     use_state: bool
     prompt_style: tokens.PromptStyle
     grounding: grounding.Config | None
+    parity: bool = False
 
     def __post_init__(self) -> None:
         if self.preprocess.image_size != self.vlm.dino.image_size:
@@ -120,9 +121,11 @@ class Policy(nn.Module):
         self.state_projector = StateProjector(robot.state_dim, width) if config.use_state else None
         self.action_head: ActionHead = head_module(config.head).Head(config.head, width, config.chunk_len, robot.action_dim)
         self.grounding_head = grounding.Head(config.grounding, width) if config.grounding else None
-        self.encode_prompts = tokens.PromptEncoder(tokenizer, config.vlm.tokens, config.prompt_style)
-        self.action_normalizer = Normalizer(statistics.action, statistics.normalize_mask, robot.normalization)
-        self.state_normalizer = Normalizer(statistics.state, None, robot.normalization) if statistics.state is not None else None
+        self.encode_prompts = tokens.PromptEncoder(tokenizer, config.vlm.tokens, config.prompt_style, verbatim=config.parity)
+        self.action_normalizer = Normalizer(
+            statistics.action, statistics.normalize_mask, robot.normalization, "train" if config.parity else None
+        )
+        self.state_normalizer = self._state_normalizer("eval") if config.use_state else None
         for parameter in self.unread_parameters():
             parameter.requires_grad_(False)
 
@@ -134,6 +137,15 @@ class Policy(nn.Module):
             policy = cls(config, statistics, tokenizer)
             policy.vlm.init_weights(torch.Generator().manual_seed(seed))
         return policy
+
+    def _state_normalizer(self, when: str) -> Normalizer:
+        assert self.statistics.state is not None  # checked against the robot in __init__
+        return Normalizer(self.statistics.state, None, self.config.robot.normalization, when if self.config.parity else None)
+
+    @property
+    def training_state_normalizer(self) -> Normalizer | None:
+        """Normalises the state of demonstrations. With `parity` it treats constant dimensions otherwise than at inference."""
+        return self._state_normalizer("train") if self.config.use_state else None
 
     @property
     def device(self) -> torch.device:
@@ -163,19 +175,28 @@ class Policy(nn.Module):
                 loss, metrics = loss + extra, {**metrics, **extra_metrics}
         return loss, metrics
 
-    def predict(self, inputs: PolicyInputs, generator: torch.Generator | None = None) -> Tensor:
-        """Normalised actions (B, K, D), float32."""
-        return self.action_head.sample(_Decoder(self, inputs), generator)
+    def predict(self, inputs: PolicyInputs, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+        """Normalised actions (B, K, D), float32. See `act` for the noise."""
+        return self.action_head.sample(_Decoder(self, inputs), generator, noise)
 
     @torch.inference_mode()
-    def act(self, observations: Sequence[Observation], generator: torch.Generator | None = None) -> list[ActionChunk]:
+    def act(
+        self,
+        observations: Sequence[Observation],
+        noise: np.ndarray | Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[ActionChunk]:
         """One chunk of actions in robot units for each observation.
 
+        noise: (K, D) for all, or (B, K, D): the start of a diffusion policy's denoising, standard normal, instead of a draw from
+        `generator` (on the CPU). Deterministic heads ignore both.
         Raises ValueError for an observation that does not fit the robot, FloatingPointError when the model's answer is not finite.
         """
         was_training = self.training
         self.eval()
-        actions = self.action_normalizer.unnormalize(self.predict(self.prepare(observations), generator).cpu().numpy())
+        inputs = self.prepare(observations)
+        predicted = self.predict(inputs, generator, self._check_noise(noise, len(observations)))
+        actions = self.action_normalizer.unnormalize(predicted.double().cpu().numpy())
         self.train(was_training)
         if not np.isfinite(actions).all():
             raise FloatingPointError("the policy's actions are not finite: its weights are broken, nothing was sent to the robot")
@@ -190,7 +211,7 @@ class Policy(nn.Module):
         images = np.stack([preprocess.prepare_images(c.preprocess, o, c.robot.cameras) for o in observations])
         state = None
         if c.use_state and self.state_normalizer is not None:
-            raw = np.stack([np.asarray(o.state, np.float32) for o in observations])
+            raw = np.stack([np.asarray(o.state, np.float64) for o in observations])
             state = torch.from_numpy(self.state_normalizer.normalize(raw).astype(np.float32)).to(self.device)
         ids, mask = self.encode_prompts([o.instruction for o in observations])
         return PolicyInputs(
@@ -200,6 +221,15 @@ class Policy(nn.Module):
             state=state,
         )
 
+    def _check_noise(self, noise: np.ndarray | Tensor | None, count: int) -> Tensor | None:
+        if noise is None:
+            return None
+        shape = (self.config.chunk_len, self.config.robot.action_dim)
+        tensor = torch.as_tensor(noise, dtype=torch.float32, device=self.device)
+        if tensor.shape not in (shape, (count, *shape)):
+            raise ValueError(f"noise must have shape {shape} or {(count, *shape)}, got {tuple(tensor.shape)}")
+        return tensor.expand(count, *shape)
+
     def save(self, path: Path) -> None:
         """Write a checkpoint folder, atomically. Raises ValueError when `path` is not empty."""
         with atomic_directory(Path(path)) as folder:
@@ -207,23 +237,40 @@ class Policy(nn.Module):
 
     def write(self, folder: Path) -> None:
         """Write the files of a checkpoint into an existing folder."""
+        self.write_facts(folder)
+        weights.write_shards({name: (tensor.nbytes, lambda t=tensor: t) for name, tensor in self.state_dict().items()}, folder)
+
+    def write_facts(self, folder: Path) -> None:
+        """Everything but the weights."""
         document = {"format_version": FORMAT_VERSION, **to_dict(self.config)}
         (folder / "policy.json").write_text(json.dumps(document, indent=2) + "\n")
         save_statistics(folder / "statistics.json", {self.config.dataset: self.statistics})
         self.tokenizer.save(str(folder / "tokenizer.json"))
-        save_torch_state_dict(self.state_dict(), folder, max_shard_size="5GB")
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> "Policy":
-        """Read a checkpoint folder. Never executes code from it. Raises ValueError naming what is missing or does not fit."""
-        folder = checkpoint_folder(Path(path))
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        dataset: str | None = None,
+    ) -> "Policy":
+        """Read a checkpoint: its folder, its run's folder, or a hub id. Never executes code from it; a LoRA adapter is merged in float32.
+
+        dtype: of the weights; None means float32 on a CPU, and elsewhere what they are stored in, or bfloat16 if that is mixed.
+        dataset: whose statistics normalise, where a checkpoint has several; None takes its own choice.
+        Raises ValueError naming what is missing or does not fit.
+        """
+        folder = checkpoint_folder(hub.resolve(path))
         config = load_config(folder)
         statistics = load_statistics(folder / "statistics.json")
+        config = dataclasses.replace(config, dataset=dataset or config.dataset)
         if config.dataset not in statistics:
-            raise ValueError(f"{folder}/statistics.json has {sorted(statistics)}, but the policy needs '{config.dataset}'")
+            raise ValueError(f"{folder}/statistics.json has {sorted(statistics)}, not '{config.dataset}'")
         with torch.device("meta"):
             policy = cls(config, statistics[config.dataset], tokens.load_tokenizer(folder))
-        load_weights(policy, folder, device, dtype)
+        load_weights(policy, folder, device, dtype or _default_dtype(folder, torch.device(device)))
         return policy.eval()
 
 
@@ -253,22 +300,17 @@ def load_config(folder: Path) -> PolicyConfig:
     return from_dict(PolicyConfig, document, "policy.json")
 
 
-def load_weights(policy: Policy, folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> None:
-    """Fill a policy (one on the meta device ends on `device`) from `*.safetensors`; ValueError lists every key that does not fit."""
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} has no model*.safetensors: not a complete checkpoint")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        weights.update(load_file(str(file), device=str(device)))
-    if dtype is not None:
-        weights = {k: v.to(dtype) for k, v in weights.items()}
-    expected = {k: v.shape for k, v in policy.state_dict().items()}
-    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    wrong = [f"{k}: {tuple(weights[k].shape)} instead of {tuple(s)}" for k, s in expected.items() if k in weights and weights[k].shape != s]
-    if missing or unexpected or wrong:
-        raise ValueError(f"{folder}: weights do not fit policy.json; missing {missing}, unexpected {unexpected}, wrong shape {wrong}")
-    policy.load_state_dict(weights, strict=True, assign=policy.device.type == "meta")
+def load_weights(policy: Policy, folder: Path, device: str | torch.device, dtype: torch.dtype, *, merge: bool = True) -> None:
+    """Fill a policy (one on the meta device ends on `device`) from a checkpoint folder; see `weights.load_fitting`."""
+    expected = {name: tensor.shape for name, tensor in policy.state_dict().items()}
+    found = weights.load_fitting(folder, expected, device, dtype, merge=merge)
+    policy.load_state_dict(found, strict=True, assign=policy.device.type == "meta")
+
+
+def _default_dtype(folder: Path, device: torch.device) -> torch.dtype:
+    """See `Policy.load`."""
+    only_float32 = device.type == "cpu" or weights.stored_dtypes(folder) == {"F32"}
+    return torch.float32 if only_float32 else torch.bfloat16
 
 
 class _Decoder:
@@ -277,43 +319,72 @@ class _Decoder:
     def __init__(self, policy: Policy, inputs: PolicyInputs) -> None:
         self.vlm, self.inputs = policy.vlm, inputs
         special = policy.config.vlm.tokens
+        self.num_tokens, self.stop = special.num_tokens, special.stop
         B, device = len(inputs.prompt_ids), inputs.prompt_ids.device
         ends = torch.tensor([special.bos, special.stop], device=device).expand(B, 2)
-        self.bos, self.stop = self.vlm.embed_tokens(ends).split(1, dim=1)
-        self.prompt = self.vlm.embed_tokens(inputs.prompt_ids)
-        patches = self.vlm.embed_images(inputs.pixels.to(policy.dtype), self._mean_language())
+        self.bos_embed, self.stop_embed = self.embed(ends).split(1, dim=1)
+        self.prompt = self.embed(inputs.prompt_ids)
+        padding_counts = policy.config.parity and policy.training
+        patches = self.vlm.embed_images(inputs.pixels.to(policy.dtype), self._mean_language(padding_counts))
         self.num_patches = patches.shape[1]
-        self.prefix = [self.bos, patches]
+        self.prefix = [self.bos_embed, patches]
         if policy.state_projector is not None:
             assert inputs.state is not None, "a policy with use_state got no state"
             self.prefix.append(policy.state_projector(inputs.state.to(policy.dtype))[:, None])
         self.patch_states = self.first_hidden = patches  # of the latest call: see __call__
 
-    def _mean_language(self) -> Tensor:
-        """(B, W): mean embedding of BOS, prompt and stop token, without padding. FiLM's input."""
-        mask = self.inputs.prompt_mask
+    def _mean_language(self, padding_counts: bool) -> Tensor:
+        """(B, W): mean embedding of BOS, prompt and stop token. FiLM's input. The reference's training lets padding count."""
+        mask = None if padding_counts else self.inputs.prompt_mask
         prompt = self.prompt if mask is None else self.prompt * mask[..., None]
         count = self.prompt.shape[1] if mask is None else mask.sum(1, keepdim=True)
-        return (self.bos[:, 0] + self.stop[:, 0] + prompt.sum(1)) / (count + 2)
+        return (self.bos_embed[:, 0] + self.stop_embed[:, 0] + prompt.sum(1)) / (count + 2)
 
     def zeros(self, num_slots: int) -> Tensor:
         return self.prompt.new_zeros(len(self.prompt), num_slots, self.prompt.shape[-1])
 
-    def __call__(self, slots: Tensor, context: Tensor | None = None) -> Tensor:
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.vlm.embed_tokens(ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.vlm.language_model.lm_head(hidden).float()
+
+    def __call__(self, slots: Tensor, context: Tensor | None = None, *, causal: bool = False, predict_stop: bool = False) -> Tensor:
         prefix = self.prefix if context is None else [*self.prefix, context[:, None]]
-        embeds = torch.cat([*prefix, self.prompt, slots, self.stop], dim=1)
+        embeds = torch.cat([*prefix, self.prompt, slots, self.stop_embed], dim=1)
         num_fixed, num_slots = sum(p.shape[1] for p in prefix), slots.shape[1]
-        rows = slice(embeds.shape[1] - num_slots - 2, embeds.shape[1] - 2)
+        rows = slice(embeds.shape[1] - num_slots - 2, embeds.shape[1] - 2 + predict_stop)
         hidden, penultimate = self.vlm.language_model(
             embeds,
             self._positions(num_fixed, embeds.shape[1]),
             key_mask=self._key_mask(num_fixed, embeds.shape[1]),
-            causal=False,
+            causal=causal,
             rows=rows,
         )
         self.patch_states = penultimate[:, 1 : 1 + self.num_patches]  # (B, V * P, W) where they enter the last layer
         self.first_hidden = hidden[:, 0]  # (B, W)
         return hidden
+
+    def steps(self) -> Steps:
+        embeds = torch.cat([*self.prefix, self.prompt], dim=1)
+        num_fixed, length = embeds.shape[1] - self.prompt.shape[1], embeds.shape[1]
+        cache = self.vlm.language_model.new_cache()
+
+        def step(token: Tensor | None) -> Tensor:
+            nonlocal length
+            length += token is not None
+            new = embeds if token is None else token[:, None]
+            hidden, _ = self.vlm.language_model(
+                new,
+                self._positions(num_fixed, length)[:, -new.shape[1] :],
+                key_mask=self._key_mask(num_fixed, length),
+                causal=True,
+                rows=slice(new.shape[1] - 1, new.shape[1]),
+                cache=cache,
+            )
+            return hidden[:, 0]
+
+        return step
 
     def _positions(self, num_fixed: int, length: int) -> Tensor:
         positions = torch.arange(length, device=self.prompt.device)[None]

@@ -15,15 +15,44 @@ from torch import Tensor, nn
 Metrics = dict[str, Tensor]
 
 
+class Steps(Protocol):
+    """Causal decoding, one token after another."""
+
+    def __call__(self, token: Tensor | None) -> Tensor:
+        """Embedding (B, W) of the latest token, None at the start -> hidden state (B, W) that predicts the next one."""
+        ...
+
+
 class Decode(Protocol):
-    """One pass of the backbone over prefix + slots for a batch of observations."""
+    """One pass of the backbone over prefix + slots for a batch of observations.
+
+    num_tokens: size of the tokenizer's vocabulary; action ids count down from its end. stop: id of the token that ends a sequence.
+    """
+
+    num_tokens: int
+    stop: int
 
     def zeros(self, num_slots: int) -> Tensor:
         """Empty slot embeddings (B, num_slots, W) on the right device."""
         ...
 
-    def __call__(self, slots: Tensor, context: Tensor | None = None) -> Tensor:
-        """slots (B, N, W), optional context token (B, W) placed before the prompt -> hidden states (B, N, W) that predict the slots."""
+    def __call__(self, slots: Tensor, context: Tensor | None = None, *, causal: bool = False, predict_stop: bool = False) -> Tensor:
+        """slots (B, N, W), optional context token (B, W) placed before the prompt -> hidden states (B, N, W) that predict the slots.
+
+        predict_stop: one more row at the end, which predicts the stop token.
+        """
+        ...
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings: int64 (...) -> (..., W)."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The language model's vocabulary scores: (..., W) -> float32 (..., vocabulary rows)."""
+        ...
+
+    def steps(self) -> Steps:
+        """Start causal decoding after the prompt, with cached keys and values."""
         ...
 
 
@@ -37,8 +66,8 @@ class ActionHead(nn.Module, ABC):
         """Training loss. actions (B, K, D) normalised; valid bool (B, K) False beyond an episode's end."""
 
     @abstractmethod
-    def sample(self, decode: Decode, generator: torch.Generator | None) -> Tensor:
-        """Normalised actions (B, K, D), float32."""
+    def sample(self, decode: Decode, generator: torch.Generator | None, noise: Tensor | None = None) -> Tensor:
+        """Normalised actions (B, K, D), float32. `noise` (B, K, D) replaces what a stochastic head would draw; others ignore it."""
 
 
 def masked_mean(values: Tensor, valid: Tensor, *, empty: float = 0.0) -> Tensor:

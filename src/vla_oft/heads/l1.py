@@ -95,6 +95,6 @@ class Head(ActionHead):
         """See `ActionHead.loss`. Metrics: L1 of the whole chunk, of its first step and of the rest, in normalised units."""
         return regression_loss(self._predict(decode).float(), actions, valid, self.config.loss, self.config.delta)
 
-    def sample(self, decode: Decode, generator: torch.Generator | None) -> Tensor:
+    def sample(self, decode: Decode, generator: torch.Generator | None, noise: Tensor | None = None) -> Tensor:
         """See `ActionHead.sample`; deterministic."""
         return self._predict(decode).float()

@@ -65,6 +65,21 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
 
 
+class LayerCache:
+    """Keys and values that one layer has seen so far, (B, kv heads, S, head_dim); for decoding token by token."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new rows; returns all rows."""
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
@@ -77,16 +92,24 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, kv_width, bias=False)
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, rows: slice) -> Tensor:
-        """x (B, S, width); mask (B, 1, 1 or S, S) True where a key may be seen, or None. Returns the outputs of `rows` only."""
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, rows: slice, cache: LayerCache | None = None
+    ) -> Tensor:
+        """x (B, S, width); mask (B, 1, 1, keys) True where a key may be seen, or None. Returns the outputs of `rows` only.
+
+        With a cache the keys are those of all earlier calls and then those of x.
+        """
         c, (cos, sin) = self.config, rope
         B, S, _ = x.shape
         split = lambda t, heads: t.view(B, -1, heads, c.head_dim).transpose(1, 2)  # noqa: E731
         q = apply_rope(split(self.q_proj(x[:, rows]), c.num_heads), cos[:, :, rows], sin[:, :, rows])
         k = apply_rope(split(self.k_proj(x), c.num_kv_heads), cos, sin)
         v = split(self.v_proj(x), c.num_kv_heads)
-        if causal:
-            allowed = torch.ones(S, S, dtype=torch.bool, device=x.device).tril()[rows]
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        if causal and S > 1:
+            keys = k.shape[2]
+            allowed = torch.ones(S, keys, dtype=torch.bool, device=x.device).tril(keys - S)[rows]
             mask = allowed if mask is None else mask & allowed
         out = attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).reshape(B, -1, c.width))
@@ -116,9 +139,11 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.rms_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, rows: slice) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, rows: slice, cache: LayerCache | None = None
+    ) -> Tensor:
         """x (B, S, width) -> the outputs of `rows`; all of S are keys."""
-        h = x[:, rows] + self.self_attn(self.input_layernorm(x), rope, mask, causal, rows)
+        h = x[:, rows] + self.self_attn(self.input_layernorm(x), rope, mask, causal, rows, cache)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
@@ -141,22 +166,35 @@ class Llama(nn.Module):
         self.model = Body(config)
         self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
 
+    def new_cache(self) -> list[LayerCache]:
+        """An empty cache for `forward`."""
+        return [LayerCache() for _ in self.model.layers]
+
     def forward(
-        self, embeds: Tensor, position_ids: Tensor, *, key_mask: Tensor | None, causal: bool, rows: slice | None = None
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        *,
+        key_mask: Tensor | None,
+        causal: bool,
+        rows: slice | None = None,
+        cache: list[LayerCache] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Final hidden states of the wanted rows, and all hidden states that enter the last layer.
 
-        embeds (B, S, width); position_ids (B, S) or (1, S); key_mask (B, S) False at padding, or None when nothing is padded (keeps
+        embeds (B, S, width); position_ids (B, S) or (1, S); key_mask (B, keys) False at padding, or None when nothing is padded (keeps
         attention on the flash kernel); causal False = every row sees every unpadded key. `rows` selects the rows whose final state is
-        read: the last layer computes queries and MLP for those alone. Returns (B, R, width) after the final norm, and (B, S, width).
+        read: the last layer computes queries and MLP for those alone. `cache` holds the keys of earlier calls and takes in those of
+        this one. Returns (B, R, width) after the final norm, and (B, S, width).
         """
         everything = slice(None)
+        caches = cache or [None] * len(self.model.layers)
         mask = None if key_mask is None else key_mask[:, None, None, :]
         rope = rope_tables(position_ids, self.config.head_dim, self.config.rope_theta)
         h = embeds
-        for layer in self.model.layers[:-1]:
-            h = layer(h, rope, mask, causal, everything)
-        last = self.model.layers[-1](h, rope, mask, causal, rows or everything)
+        for layer, layer_cache in zip(self.model.layers[:-1], caches[:-1], strict=True):
+            h = layer(h, rope, mask, causal, everything, layer_cache)
+        last = self.model.layers[-1](h, rope, mask, causal, rows or everything, caches[-1])
         return self.model.norm(last), h
 
     def init_weights(self, generator: torch.Generator) -> None:

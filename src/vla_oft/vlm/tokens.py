@@ -46,10 +46,13 @@ class Config:
 
 
 class PromptEncoder:
-    """Instructions to padded ids, with a cache: a robot repeats the same few instructions."""
+    """Instructions to padded ids, with a cache: a robot repeats the same few instructions.
 
-    def __init__(self, tokenizer: Tokenizer, config: Config, style: PromptStyle) -> None:
-        self.tokenizer, self.config, self.style = tokenizer, config, style
+    verbatim: keep white space around an instruction, as the reference does.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: Config, style: PromptStyle, *, verbatim: bool = False) -> None:
+        self.tokenizer, self.config, self.style, self.verbatim = tokenizer, config, style, verbatim
         self._cache: dict[str, list[int]] = {}
 
     def ids(self, instruction: str) -> list[int]:
@@ -57,7 +60,7 @@ class PromptEncoder:
         if instruction not in self._cache:
             if len(self._cache) >= CACHED_PROMPTS:
                 self._cache.clear()
-            text = PROMPTS[self.style].format(instruction=instruction.strip().lower())
+            text = PROMPTS[self.style].format(instruction=(instruction if self.verbatim else instruction.strip()).lower())
             ids = [i for i in self.tokenizer.encode(text, add_special_tokens=False).ids if i != self.config.bos]
             if not ids or ids[-1] != self.config.empty:
                 ids.append(self.config.empty)
