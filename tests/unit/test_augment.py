@@ -1,12 +1,17 @@
 """Augmentation: reproducible, per image, in range, and consistent with the evaluation crop."""
 
+import colorsys
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from vla_oft import images as reference
-from vla_oft.data.augment import AugmentConfig, augment, crop_resize
+from vla_oft.data import augment_reference
+from vla_oft.data.augment import AugmentConfig, augment, crop_resize, sample_parameters
 
+METHODS = ["fast", "reference"]
 PLAIN = AugmentConfig(crop_area=1.0, brightness=0, contrast=0, saturation=0, hue=0)
 
 
@@ -16,35 +21,39 @@ def photos(count: int = 6, size: int = 32) -> torch.Tensor:
     return torch.as_tensor(np.stack([(base + 9 * i) % 256 for i in range(count)]).astype(np.uint8))
 
 
-def only(**strength: float) -> AugmentConfig:
-    return AugmentConfig(**{"crop_area": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, **strength})
+def only(**changes) -> AugmentConfig:
+    return dataclasses.replace(PLAIN, **changes)
 
 
 def run(images: torch.Tensor, config: AugmentConfig, seed: int = 0, masks: torch.Tensor | None = None):
     return augment(images, config, torch.Generator().manual_seed(seed), masks)
 
 
-def test_the_same_seed_gives_the_same_images_and_another_seed_others():
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_images_and_another_seed_others(method):
     images = photos()
-    first, again, other = (run(images, AugmentConfig(), seed)[0] for seed in (0, 0, 1))
+    first, again, other = (run(images, AugmentConfig(method=method), seed)[0] for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_without_strength_nothing_changes():
+@pytest.mark.parametrize("method", METHODS)
+def test_without_strength_nothing_changes(method):
     images = photos()
-    assert torch.equal(run(images, PLAIN)[0], images)
+    assert torch.equal(run(images, dataclasses.replace(PLAIN, method=method))[0], images)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_shape_type_and_range_are_kept(dtype):
+def test_shape_type_and_range_are_kept(dtype, method):
     images = photos(6).reshape(3, 2, 32, 32, 3).to(dtype)
-    out, _ = run(images, AugmentConfig(brightness=0.9))
+    out, _ = run(images, AugmentConfig(brightness=0.9, method=method))
     assert out.shape == images.shape and out.dtype == dtype and out.min() >= 0 and out.max() <= 255
 
 
-def test_every_image_has_its_own_parameters():
+@pytest.mark.parametrize("method", METHODS)
+def test_every_image_has_its_own_parameters(method):
     same = photos(1).expand(4, 32, 32, 3)
-    out, _ = run(same, AugmentConfig())
+    out, _ = run(same, AugmentConfig(method=method))
     assert len({image.numpy().tobytes() for image in out}) == 4
 
 
@@ -68,12 +77,13 @@ def test_saturation_and_hue_leave_gray_alone_and_keep_luma():
     assert (out - colour).abs().max() > 5
 
 
-def test_masks_are_cropped_with_their_image():
+@pytest.mark.parametrize("config", [only(crop_area=0.9, shift=0.1), only(crop_area=0.6, method="reference")])
+def test_masks_are_cropped_with_their_image(config):
     images = torch.zeros(200, 64, 64, 3, dtype=torch.uint8)
     images[:, 24:32, 40:48] = 255
     masks = torch.zeros(200, 1, 8, 8, dtype=torch.uint8)
     masks[:, 0, 3, 5] = 255
-    out, moved = run(images, only(crop_area=0.9, shift=0.1), masks=masks)
+    out, moved = run(images, config, masks=masks)
     assert moved is not None and moved.shape == masks.shape and moved.dtype == torch.uint8
     grid = torch.arange(64) + 0.5
 
@@ -106,3 +116,68 @@ def test_bad_settings_are_refused():
         AugmentConfig(crop_area=0)
     with pytest.raises(ValueError, match="hue must be in"):
         AugmentConfig(hue=-0.1)
+    with pytest.raises(ValueError, match="the reference has no shift"):
+        AugmentConfig(method="reference", shift=0.1)
+
+
+def given(**changes: float) -> augment_reference.Parameters:
+    """One image's parameters, neutral but for `changes`."""
+    neutral = {"brightness": 0.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, **changes}
+    return augment_reference.Parameters(boxes=None, **{name: torch.tensor([value]) for name, value in neutral.items()})
+
+
+def test_the_references_parameters_have_their_ranges_and_its_diagonal_crops():
+    drawn = sample_parameters(4000, AugmentConfig(), torch.Generator().manual_seed(0))
+    assert drawn.boxes is not None
+    top, left, bottom, right = drawn.boxes.unbind(1)
+    assert torch.equal(top, left) and torch.equal(bottom, right), "one seed for both"
+    torch.testing.assert_close(bottom - top, torch.full_like(top, 0.9**0.5))
+    for values, low, high in (
+        (top, 0.0, 1 - 0.9**0.5),
+        (drawn.brightness, -0.2, 0.2),
+        (drawn.contrast, 0.8, 1.2),
+        (drawn.saturation, 0.8, 1.2),
+        (drawn.hue, -0.05, 0.05),
+    ):
+        span = high - low
+        assert low <= values.min() < low + 0.01 * span and high - 0.01 * span < values.max() <= high
+    assert sample_parameters(3, PLAIN, torch.Generator()).boxes is None
+
+
+@pytest.mark.parametrize(("saturation", "hue"), [(0.3, 0.0), (1.9, 0.0), (1.0, 0.05), (1.0, -0.4), (1.2, 0.9)])
+def test_saturation_and_hue_are_those_of_hsv(saturation, hue):
+    colours = np.array([[0, 0, 0], [255, 255, 255], [80, 80, 80], [255, 0, 0], [0, 255, 0], [0, 0, 255], [250, 240, 3], [9, 200, 201]])
+    colours = np.concatenate([colours, np.random.default_rng(0).integers(0, 256, (56, 3))])
+    image = torch.tensor(colours.reshape(1, 8, 8, 3), dtype=torch.float32)
+    out = augment_reference.augment(image, given(saturation=saturation, hue=hue)).reshape(-1, 3).numpy()
+    for colour, got in zip(colours, out, strict=True):
+        h, s, v = colorsys.rgb_to_hsv(*colour / 255)
+        np.testing.assert_allclose(got, 255 * np.array(colorsys.hsv_to_rgb((h + hue) % 1, min(1, s * saturation), v)), atol=1e-3)
+
+
+def test_the_reference_clips_after_every_operation():
+    image = torch.full((1, 4, 4, 3), 250.0)
+    image[0, :2] = 200.0
+    out = augment_reference.augment(image, given(brightness=0.2, contrast=0.5))
+    mean = (251 + 255) / 2  # not of 251 and 301
+    torch.testing.assert_close(out[0, :, 0, 0], torch.tensor([mean - 1, mean - 1, mean + 1, mean + 1]), atol=1e-3, rtol=0)
+
+
+def test_the_references_random_crop_that_falls_on_the_centre_is_its_central_crop():
+    images, side = photos(3, 48), torch.tensor(0.9).sqrt()
+    low = (1 - side) / 2
+    boxes = torch.stack([low, low, low + side, low + side]).expand(3, 4)
+    neutral = {name: getattr(given(), name).expand(3) for name in ("brightness", "contrast", "saturation", "hue")}
+    out = augment_reference.augment(images, augment_reference.Parameters(boxes=boxes, **neutral))
+    expected = np.stack([reference.crop_and_resize(image, 0.9, 48) for image in images.numpy()])
+    off = np.abs(out.numpy().astype(int) - expected)
+    assert off.max() <= 1 and (off > 0).mean() < 0.01
+
+
+def test_an_image_is_augmented_alike_in_any_batch():
+    images = photos(5, 160)  # more than fit into one group
+    drawn = sample_parameters(5, AugmentConfig(), torch.Generator().manual_seed(0))
+    whole = augment_reference.augment(images, drawn)
+    for i in range(5):
+        single = augment_reference.Parameters(**{f.name: getattr(drawn, f.name)[i : i + 1] for f in dataclasses.fields(drawn)})
+        assert torch.equal(augment_reference.augment(images[i : i + 1], single)[0], whole[i])

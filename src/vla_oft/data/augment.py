@@ -2,17 +2,21 @@
 
     crop (a random square of 90 % of the area, resized back) -> brightness, contrast, saturation, hue
 
-The colour operations are linear in RGB, so they compose into ONE 3 x 3 matrix and offset per image and cost one multiplication:
-saturation mixes with luma, hue rotates in YIQ. The reference computes both in HSV and clips after each operation: the same
-strengths, not the same bits. Everything happens in this file so that a bit-exact variant can replace it.
+`method="fast"`: the colour operations are linear in RGB, so they compose into ONE 3 x 3 matrix and offset per image and cost one
+multiplication: saturation mixes with luma, hue rotates in YIQ. `method="reference"`: the reference computes both in HSV, clips after each
+operation and crops corner-aligned (`augment_reference`). The same strengths, not the same bits. On one core, 1.5 against 1.8 ms for an
+image of 224 pixels, 0.5 against 0.6 ms for one of 128.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from vla_oft.data import augment_reference
 
 _LUMA = (0.299, 0.587, 0.114)
 _RGB_TO_YIQ = (_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
@@ -25,8 +29,10 @@ class AugmentConfig:
     crop_area: share of the image that a random crop keeps, 1.0 for no crop; evaluation uses the central crop of the same area.
     shift: further random displacement, as a share of the image side (edge pixels are repeated). brightness: added, of full scale.
     contrast, saturation: factors are drawn from 1 - x .. 1 + x. hue: share of a full turn, in both directions.
+    method: see above. The reference's crops lie on the image's diagonal: it draws top and left with the same seed.
     """
 
+    method: Literal["fast", "reference"] = "fast"
     crop_area: float = 0.9
     shift: float = 0.0
     brightness: float = 0.2
@@ -40,6 +46,8 @@ class AugmentConfig:
         for name in ("shift", "brightness", "contrast", "saturation", "hue"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.method == "reference" and self.shift:
+            raise ValueError(f"the reference has no shift: shift={self.shift} needs method='fast'")
 
 
 def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator, masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -49,19 +57,42 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator, m
     generator: on the CPU, whatever the images' device, so that a seed means the same everywhere.
     """
     flat = images.reshape(-1, *images.shape[-3:])
+    if config.method == "reference":
+        parameters = sample_parameters(len(flat), config, generator, images.device)
+        if masks is not None and parameters.boxes is not None:
+            masks = crop_masks(masks, corner_aligned(parameters.boxes, *flat.shape[1:3]))
+        return augment_reference.augment(flat, parameters).reshape(images.shape), masks
     boxes = sample_boxes(len(flat), config, generator).to(images.device)
     brightness, contrast, matrix = (p.to(images.device) for p in sample_colours(len(flat), config, generator))
     pixels = flat.permute(0, 3, 1, 2).contiguous().float()  # moving bytes is cheaper than moving floats
     if config.crop_area < 1 or config.shift:
         pixels = crop_resize(pixels, boxes)
         if masks is not None:
-            cropped = crop_resize(masks.reshape(-1, *masks.shape[-3:]).float(), boxes)
-            masks = _to_dtype(cropped, masks.dtype).reshape(masks.shape)
+            masks = crop_masks(masks, boxes)
     # contrast c about the mean m, after adding b:  c (x + b - m - b) + m + b  =  c x + (1 - c) m + b;  then the colour matrix
     offset = (1 - contrast) * pixels.mean((2, 3)) + 255 * brightness
     pixels = torch.baddbmm((matrix @ offset[:, :, None]), matrix * contrast[:, :, None], pixels.flatten(2))
     pixels = _to_dtype(pixels.clamp_(0, 255), images.dtype).reshape(flat.shape[0], 3, *flat.shape[1:3])
     return torch.stack(pixels.unbind(1), dim=-1).reshape(images.shape), masks
+
+
+def sample_parameters(
+    count: int, config: AugmentConfig, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> augment_reference.Parameters:
+    """Random parameters of the reference's operations for `count` images."""
+    boxes = None
+    if config.crop_area < 1:
+        side = torch.tensor(config.crop_area).sqrt()
+        corner = torch.rand(count, 1, generator=generator) * (1 - side)  # one number for top and left, as in the reference
+        boxes = torch.cat([corner, corner, corner + side, corner + side], dim=1).to(device)
+    brightness, contrast, saturation, hue = (2 * torch.rand(4, count, generator=generator) - 1).to(device)
+    return augment_reference.Parameters(
+        boxes=boxes,
+        brightness=config.brightness * brightness,
+        contrast=1 + config.contrast * contrast,
+        saturation=1 + config.saturation * saturation,
+        hue=config.hue * hue,
+    )
 
 
 def sample_boxes(count: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -86,6 +117,21 @@ def sample_colours(count: int, config: AugmentConfig, generator: torch.Generator
     gray = torch.tensor(_LUMA).expand(3, 3)
     saturate = saturation * torch.eye(3) + (1 - saturation) * gray
     return brightness, contrast, torch.linalg.inv(to_yiq) @ rotation @ to_yiq @ saturate
+
+
+def crop_masks(masks: Tensor, boxes: Tensor) -> Tensor:
+    """Cut boxes (N, 3) out of masks (..., C, P, P), of which there are N stacks, and resize them back; same dtype."""
+    return _to_dtype(crop_resize(masks.reshape(-1, *masks.shape[-3:]).float(), boxes), masks.dtype).reshape(masks.shape)
+
+
+def corner_aligned(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Squares (N, 3) of the image's area from corner-aligned boxes (N, 4), which are measured between the outer pixels' centres.
+
+    Pixel i of n has its centre at i + 1/2 of n, or at i of n - 1 in the latter units.
+    """
+    top, left, bottom, _ = boxes.unbind(1)
+    side = bottom - top
+    return torch.stack([(start * (n - 1) + 0.5 * (1 - side)) / n for start, n in ((top, height), (left, width))] + [side], dim=1)
 
 
 def crop_resize(pixels: Tensor, boxes: Tensor) -> Tensor:
