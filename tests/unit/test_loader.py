@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,15 +11,13 @@ from demonstrations import LENGTHS, SPEC, bar_width, episode, write
 
 from vla_oft.atomic import temporary_beside
 from vla_oft.data.base import open_source, source_statistics
-from vla_oft.data.chunks import DISTURBED, ChunkDataset, Samples, chunk_rows, next_true
+from vla_oft.data.chunks import DISTURBED, ChunkDataset, Samples, next_true
 from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.data.loader import BatchLoader
 from vla_oft.data.mixture import MixtureOrder
 from vla_oft.images import Filter
 from vla_oft.preprocess import Config, Preparation
 from vla_oft.statistics import Normalizer, compute_statistics
-
-RECORDED = Path(__file__).resolve().parents[3] / "shared" / "parity" / "pure_functions"
 
 
 @pytest.fixture(scope="module")
@@ -83,19 +80,6 @@ def test_parity_drops_chunks_past_the_end(source):
     assert data.batch(range(len(data))).valid.all()
     with pytest.raises(ValueError, match="no episode has chunk_len=20 steps"):
         dataset(source, parity=True, chunk_len=20)
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize("length", [40, 20, 9, 8, 7])
-def test_parity_windows_are_the_references(length):
-    file = RECORDED / "action_chunking_libero.npz"
-    if not file.exists():
-        pytest.skip(f"recorded reference results are not beside the checkout: {file}")
-    data = np.load(file)
-    starts = np.arange(max(0, length - 7))
-    rows, valid = chunk_rows(starts, np.full(len(starts), length), 8)
-    np.testing.assert_array_equal(data[f"T{length}_action_in"][rows], data[f"T{length}_action_chunks"].reshape(-1, 8, 2))
-    assert valid.all()
 
 
 @pytest.mark.parametrize("cache", ["ram", "disk"])

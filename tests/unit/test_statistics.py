@@ -1,23 +1,11 @@
-"""Statistics and normalisation: exact numbers, the reference's recorded results, and readable errors."""
-
-import json
-from pathlib import Path
+"""Statistics and normalisation: exact numbers and readable errors; against the reference in `tests/parity/test_demonstrations.py`."""
 
 import numpy as np
 import pytest
 import torch
 
 from vla_oft.robots import load
-from vla_oft.statistics import DatasetStatistics, Moments, Normalizer, compute_statistics, load_statistics, save_statistics
-
-RECORDED = Path(__file__).resolve().parents[3] / "shared" / "parity" / "pure_functions"
-
-
-def recorded(name: str) -> Path:
-    path = RECORDED / name
-    if not path.exists():
-        pytest.skip(f"recorded reference results are not beside the checkout: {path}")
-    return path
+from vla_oft.statistics import DatasetStatistics, Normalizer, compute_statistics, load_statistics, save_statistics
 
 
 def example(dim: int = 3, steps: int = 50, seed: int = 0) -> DatasetStatistics:
@@ -26,48 +14,6 @@ def example(dim: int = 3, steps: int = 50, seed: int = 0) -> DatasetStatistics:
     for episode in episodes:
         episode[:, 1] = 0.7
     return compute_statistics(episodes, episodes, [True] * dim)
-
-
-@pytest.mark.shared
-def test_statistics_equal_the_references():
-    data = np.load(recorded("dataset_statistics_input.npz"))
-    expected = DatasetStatistics.from_dict(json.loads(recorded("dataset_statistics_expected.json").read_text()))
-    got = compute_statistics(
-        [data["traj0_action"], data["traj1_action"]], [data["traj0_proprio"], data["traj1_proprio"]], expected.normalize_mask
-    )
-    for got_moments, moments in ((got.action, expected.action), (got.state, expected.state)):
-        assert got_moments is not None and moments is not None
-        for name in ("min", "max", "q01", "q99"):
-            np.testing.assert_array_equal(getattr(got_moments, name), getattr(moments, name), err_msg=name)
-        for name in ("mean", "std"):  # the reference sums in float32
-            np.testing.assert_allclose(getattr(got_moments, name), getattr(moments, name), atol=3e-6, err_msg=name)
-    assert (got.num_transitions, got.num_trajectories) == (500, 2)
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_normalisation_equals_the_references(library):
-    data = np.load(recorded("normalization.npz"))
-    give = torch.as_tensor if library == "torch" else np.asarray
-    action, proprio = (
-        Moments(**{m: data[f"stats_{what}_{m}"].astype(np.float64) for m in ("mean", "std", "min", "max", "q01", "q99")})
-        for what in ("action", "proprio")
-    )
-    mask = data["stats_action_mask"]
-    for kind, name in (("bounds_q99", "bounds_q99"), ("bounds", "bounds"), ("zscore", "normal")):
-        train = Normalizer(action, mask, kind, "train")
-        np.testing.assert_allclose(train.normalize(give(data["action_raw"])), data[f"train_action_{name}"], atol=1e-6)
-        state = Normalizer(proprio, None, kind, "train").normalize(give(data["proprio_raw"]))
-        np.testing.assert_allclose(state, data[f"train_proprio_{name}"], atol=1e-6)
-    nomask = Normalizer(action, None, "bounds_q99", "train").normalize(give(data["action_raw"]))
-    np.testing.assert_allclose(nomask, data["train_action_bounds_q99_nomask"], atol=1e-6)
-    for kind in ("bounds_q99", "bounds"):
-        raw = data["proprio_raw"].astype(np.float64)
-        state = Normalizer(proprio, None, kind, "eval").normalize(give(raw))
-        np.testing.assert_allclose(state, data[f"eval_proprio_{kind}"], atol=1e-5)
-        for suffix, m in (("", mask), ("_nomask", None)):
-            out = Normalizer(action, m, kind, "eval").unnormalize(give(data["unnormalize_in"].astype(np.float64)))
-            np.testing.assert_allclose(out, data[f"unnormalized_{kind}{suffix}"], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["bounds_q99", "bounds", "zscore"])
