@@ -107,7 +107,9 @@ def crop_and_resize(image: np.ndarray, area: float, size: int) -> np.ndarray:
     if not 0 < area <= 1:
         raise ValueError(f"crop area must be in (0, 1], got {area}")
     pixels = _crop_and_resize(image, area, size)
-    return (np.clip(pixels, 0, 1, out=pixels) * np.float32(255.5)).astype(np.uint8)
+    np.clip(pixels, 0, 1, out=pixels)
+    pixels *= np.float32(255.5)
+    return pixels.astype(np.uint8)
 
 
 def _resize(image: np.ndarray, height: int, width: int, method: Filter) -> np.ndarray:
@@ -188,11 +190,15 @@ def _weighted_rows(pixels: np.ndarray, indices: np.ndarray, weights: np.ndarray)
 
 def _crop_and_resize(image: np.ndarray, area: float, size: int) -> np.ndarray:
     """uint8 (H, W, 3) -> float32 (size, size, 3) in 0..1."""
-    top, bottom, down = _crop_samples(image.shape[0], size, area)
-    left, right, across = _crop_samples(image.shape[1], size, area)
-    pixels = image.astype(np.float32) * np.float32(1 / 255)
-    pixels = _between(pixels[:, left], pixels[:, right], across[:, None])
-    return _between(pixels[top], pixels[bottom], down[:, None, None])
+    pixels = image.astype(np.float32)
+    pixels *= np.float32(1 / 255)
+    for axis in (1, 0):  # across first, as TensorFlow does
+        before, after, share = _crop_samples(image.shape[axis], size, area)
+        start, pixels = np.take(pixels, before, axis), np.take(pixels, after, axis)
+        pixels -= start
+        pixels *= share[:, None] if axis else share[:, None, None]
+        pixels += start
+    return pixels
 
 
 @lru_cache(maxsize=64)
@@ -205,7 +211,3 @@ def _crop_samples(size_in: int, size_out: int, area: float) -> tuple[np.ndarray,
     positions = low * steps + np.arange(size_out, dtype=np.float32) * scale
     before = np.minimum(np.floor(positions), steps)
     return before.astype(np.int64), np.minimum(np.ceil(positions), steps).astype(np.int64), positions - before
-
-
-def _between(start: np.ndarray, end: np.ndarray, share: np.ndarray) -> np.ndarray:
-    return start + (end - start) * share
