@@ -49,8 +49,10 @@ def create(tokenizer_folder: Path, out: Path) -> None:
     block = torch.randn(1 << 24).mul_(0.02).bfloat16()
 
     def random(shape: torch.Size) -> torch.Tensor:
-        count = shape.numel()
-        return block.repeat(-(-count // len(block)))[:count].reshape(shape)
+        out = torch.empty(shape.numel(), dtype=torch.bfloat16)
+        for part in out.split(len(block)):
+            part.copy_(block[: len(part)])
+        return out.view(shape)
 
     out.mkdir(parents=True)
     backbone = {n.removeprefix("vlm."): s for n, s in shapes.items() if n.startswith("vlm.")}

@@ -211,7 +211,7 @@ class Policy(nn.Module):
         images = np.stack([preprocess.prepare_images(c.preprocess, o, c.robot.cameras) for o in observations])
         state = None
         if c.use_state and self.state_normalizer is not None:
-            raw = np.stack([np.asarray(o.state, np.float64) for o in observations])
+            raw = np.stack([np.asarray(o.state, np.float64 if c.parity else np.float32) for o in observations])
             state = torch.from_numpy(self.state_normalizer.normalize(raw).astype(np.float32)).to(self.device)
         ids, mask = self.encode_prompts([o.instruction for o in observations])
         return PolicyInputs(

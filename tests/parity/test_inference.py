@@ -11,8 +11,6 @@ from vla_oft.policy import PolicyInputs
 ONE_PASS = [name for name in INFERENCE if name not in ("openvla-ar", "libero-diffusion")]
 """Autoregressive steps are below; denoising, which is chaotic with random weights, is checked pass by pass in test_diffusion.py."""
 REGRESSION = ["libero-l1", "aloha-l1-film", "libero-l1-lora"]
-ONE_PIXEL_OFF = "libero-l1-lora"
-"""1 of 301,056 values differs by one level from TensorFlow's resize; these random weights turn that into 1.3e-4 of normalised action."""
 
 
 @pytest.mark.parametrize("name", [*ONE_PASS, "libero-diffusion"])
@@ -69,7 +67,7 @@ def test_actions(shared, name, center_crop):
     scale = policy.action_normalizer.unnormalize(np.ones_like(chunk.actions)) - policy.action_normalizer.unnormalize(
         -np.ones_like(chunk.actions)
     )
-    tolerance = (3e-4 if name == ONE_PIXEL_OFF else 5e-5) * np.abs(scale) / 2 + 1e-6
+    tolerance = 5e-5 * np.abs(scale) / 2 + 1e-6
     np.testing.assert_array_less(np.abs(chunk.actions - wanted["actions"].reshape(chunk.actions.shape)), tolerance)
 
 

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from vla_oft.data.progress import progress
+from vla_oft.progress import progress
 
 
 def test_off_a_terminal_progress_is_a_plain_line_now_and_then():

@@ -10,11 +10,11 @@ from rich.console import Console
 from vla_oft.evaluate import reading
 from vla_oft.evaluate.latency import Query, summarize
 from vla_oft.evaluate.plots import Series, chart, log_ticks, number, smooth, thin, ticks
-from vla_oft.evaluate.progress import EpisodeProgress
 from vla_oft.evaluate.report import ActionPlot, Media, Report, SuccessRow, Tile, read_metrics, render, write_report
 from vla_oft.evaluate.results import Results, Trial
 from vla_oft.evaluate.success import Rate
 from vla_oft.evaluate.table import print_results
+from vla_oft.evaluate.tally import tally
 
 
 def trial(seed=0, success=True, condition="normal", **changes):
@@ -238,12 +238,12 @@ def test_results_become_rows_tiles_and_a_terminal_table():
 
 
 def test_progress_off_a_terminal_is_a_line_now_and_then():
-    now_s = iter(np.arange(0, 100, 1.0))
+    now_s = iter(np.arange(0, 100, 2.0))
     screen = Console(file=io.StringIO(), width=120)
-    with EpisodeProgress(20, console=screen, clock=lambda: float(next(now_s))) as progress:
+    with tally(20, screen, clock=lambda: float(next(now_s))) as count:
         for i in range(20):
-            progress.add(trial(i, i % 2 == 0))
+            count(trial(i, None if i == 3 else i % 2 == 0))
     lines = screen.file.getvalue().splitlines()
     assert 2 <= len(lines) <= 8
-    assert lines[-1].startswith("evaluated 20/20 episodes")
-    assert "success 10/20" in lines[-1]
+    assert lines[-1].startswith("evaluating: 20/20 episodes")
+    assert "success 10/19, 1 simulator errors" in lines[-1]

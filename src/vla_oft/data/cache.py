@@ -14,7 +14,7 @@ import numpy as np
 
 from vla_oft.atomic import temporary_beside
 from vla_oft.data.base import Source
-from vla_oft.data.progress import progress
+from vla_oft.progress import progress
 
 
 class Prepare(Protocol):

@@ -56,7 +56,7 @@ def run(request: EvalRequest, *, quiet: bool = False) -> Results:
         out=out,
     )
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = Policy.load(folder, device=device, dtype=torch.float32)
+    policy = Policy.load(folder, device=device)
     check_robot(policy, request.suite)
     results = evaluate(policy, config, checkpoint=fingerprint(folder))
     report = write_report(out / "report.html", evaluation_report(results, out, command_line(request)))

@@ -24,9 +24,9 @@ from vla_oft.evaluate.controls import InstructionFilter
 from vla_oft.evaluate.episode import Episode, blamed_on_simulator, trial_row
 from vla_oft.evaluate.latency import Query
 from vla_oft.evaluate.plan import EvalConfig, Plan, plan_trials
-from vla_oft.evaluate.progress import EpisodeProgress
 from vla_oft.evaluate.results import Results, ResultsWriter, Trial
 from vla_oft.evaluate.suite import Task
+from vla_oft.evaluate.tally import Count, tally
 from vla_oft.evaluate.versions import versions
 from vla_oft.evaluate.video import Mp4, Recorder
 from vla_oft.sims.base import Simulator, SimulatorError
@@ -59,10 +59,10 @@ def evaluate(
     3) or every one of the first 3, and whatever `actor` raises; what was measured until then is in `config.out`.
     """
     plans = plan_trials(config, instruction_filter)
-    run = _Run(actor, config, len(plans), console)
+    run = _Run(actor, config, len(plans))
     start_s, stopped = time.perf_counter(), None
     try:
-        with run.progress:
+        with tally(len(plans), console) as run.count:
             run.policy_trials(p for p in plans if not p.condition.expert)
             run.expert_trials(p for p in plans if p.condition.expert)
     except BaseException as error:
@@ -127,10 +127,10 @@ class _Slot:
 class _Run:
     """The state of an evaluation while it runs."""
 
-    def __init__(self, actor: Actor, config: EvalConfig, total: int, console: Console | None) -> None:
+    def __init__(self, actor: Actor, config: EvalConfig, total: int) -> None:
         self.actor, self.config, self.total = actor, config, total
         self.writer = ResultsWriter(config.out)
-        self.progress = EpisodeProgress(total, console=console)
+        self.count: Count = lambda trial: None
         self.trials: list[Trial] = []
         self.queries: list[Query] = []
         self.queue: deque[Plan] = deque()
@@ -223,4 +223,4 @@ class _Run:
     def _add(self, trial: Trial) -> None:
         self.trials.append(trial)
         self.writer.add(trial)
-        self.progress.add(trial)
+        self.count(trial)
