@@ -77,7 +77,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _decode(next(a for a in args if a is not type(None)), value, where)
+        return _decode_any([a for a in args if a is not type(None)], value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
     if origin is tuple:
@@ -96,6 +96,17 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
         raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def _decode_any(hints: list[Any], value: Any, where: str) -> Any:
+    """The value as the first type that it fits."""
+    problems = []
+    for hint in hints:
+        try:
+            return _decode(hint, value, where)
+        except ValueError as error:
+            problems.append(str(error))
+    raise ValueError("; or ".join(problems))
 
 
 def _decode_tagged(hint: Any, value: dict[str, Any], where: str) -> Any:

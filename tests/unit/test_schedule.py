@@ -2,7 +2,7 @@
 
 import pytest
 
-from vla_oft.train.schedule import Cosine, MultiStep
+from vla_oft.train.schedule import Cosine, MultiStep, Reference
 
 
 def test_cosine_starts_at_the_peak_and_ends_at_its_floor():
@@ -22,3 +22,9 @@ def test_warm_up_rises_and_never_cancels_the_decay():
 
 def test_milestones_multiply():
     assert MultiStep(milestones=(10, 20), gamma=0.5).factor(25, 100) == 0.25
+
+
+def test_the_references_warm_up_loses_the_decay():
+    with_warmup, without = Reference(warmup_steps=3, decay_at=4), Reference(decay_at=4)
+    assert [with_warmup.factor(step, 9) for step in range(9)] == pytest.approx([0.4, 0.7] + 7 * [1.0])
+    assert [without.factor(step, 9) for step in range(9)] == pytest.approx(4 * [1.0] + 5 * [0.1])

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vla_oft.atomic import atomic_directory
 from vla_oft.policy import Policy
+from vla_oft.train import lora
 from vla_oft.train.ema import Ema
 from vla_oft.train.optimizer import Optimizers
 
@@ -23,11 +25,15 @@ def save(run: Path, policy: Policy, ema: Ema | None, trainer: dict[str, Any], fa
     folder = run / "checkpoints" / f"step-{trainer['step']:06d}"
     if folder.exists():  # left behind by a run that was resumed from an earlier step
         shutil.rmtree(folder)
+    before = steps(run)
     with atomic_directory(folder) as temporary:
         (temporary / "trainer").mkdir()
         torch.save(trainer, temporary / "trainer" / "state.pt")
         with ema.applied() if ema else nullcontext():
-            policy.write(temporary)
+            if lora.is_adapted(policy):
+                lora.write(policy, temporary, previous=run / "checkpoints" / f"step-{before[-1]:06d}" if before else None)
+            else:
+                policy.write(temporary)
         (temporary / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
         (temporary / "README.md").write_text(_model_card(policy, facts))
     _point(run / "checkpoints" / "last", folder.name)
@@ -44,9 +50,17 @@ def trainer_state(step: int, phase: int, loader: dict[str, Any], optimizer: Opti
         "loader": loader,
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
+        "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "ema": ema.state_dict() if ema else None,
-        "weights": policy.state_dict() if ema else None,  # the checkpoint's own weights are the averaged ones
+        "weights": _weights(policy, ema),
     }
+
+
+def _weights(policy: Policy, ema: Ema | None) -> dict[str, Tensor] | None:
+    """What the checkpoint itself does not hold: with LoRA all trained weights in full precision, with an EMA those not averaged."""
+    if lora.is_adapted(policy):
+        return lora.trained_state(policy)
+    return policy.state_dict() if ema else None
 
 
 def same_data(run: Path, datasets: list[dict[str, Any]]) -> None:
@@ -61,11 +75,15 @@ def same_data(run: Path, datasets: list[dict[str, Any]]) -> None:
 
 def restore(state: dict[str, Any], policy: Policy, ema: Ema | None, optimizer: Optimizers) -> None:
     """Put everything back as it was when `state` was saved; `policy` was loaded from the same checkpoint."""
+    if state["weights"] is not None:
+        missing, unexpected = policy.load_state_dict(state["weights"], strict=False)
+        assert not unexpected and not (set(missing) & {name for name, p in policy.named_parameters() if p.requires_grad})
     if ema:
-        policy.load_state_dict(state["weights"])
         ema.load_state_dict(state["ema"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
+    if state.get("rng_cuda") and len(state["rng_cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["rng_cuda"])
 
 
 def steps(run: Path) -> list[int]:

@@ -8,8 +8,9 @@ from vla_oft.config import PLUGIN
 from vla_oft.data.augment import AugmentConfig
 from vla_oft.heads import grounding
 from vla_oft.policy import HeadConfig
+from vla_oft.train.lora import Lora
 from vla_oft.train.optimizer import AdamW, Muon
-from vla_oft.train.schedule import Cosine, MultiStep
+from vla_oft.train.schedule import Cosine, MultiStep, Reference
 from vla_oft.vlm import tokens
 
 
@@ -60,7 +61,9 @@ class Pretrained:
 class TrainConfig:
     """A run.
 
-    lr: the peak learning rate. precision: "bf16" is autocast over float32 weights, "auto" the faster of both on the machine at hand.
+    batch_size: samples in one pass; accumulate: passes in one optimizer step, whose gradients are averaged (steps, rows and checkpoints
+    count optimizer steps). lr: the peak learning rate. clip_norm: largest gradient norm, or None. precision: "bf16" is autocast over
+    float32 weights, "auto" the faster of both on the machine at hand. lora: train low-rank updates of the backbone instead of all of it.
     augment: its random crop decides the central crop at inference. ema_decay: averaged weights are what checkpoints hold.
     """
 
@@ -71,9 +74,11 @@ class TrainConfig:
     phases: tuple[Phase, ...]
     batch_size: int
     lr: float
-    schedule: Cosine | MultiStep
+    schedule: Cosine | MultiStep | Reference
     optimizer: AdamW | Muon = field(default_factory=AdamW)
-    clip_norm: float = 1.0
+    lora: Lora | None = None
+    accumulate: int = 1
+    clip_norm: float | None = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     augment: AugmentConfig | None = None
     ema_decay: float | None = None
@@ -100,7 +105,8 @@ class TrainConfig:
         need(self.seed >= 0, "seed", "must not be negative")
         need(self.batch_size > 0, "batch_size", "must be positive")
         need(self.lr > 0, "lr", "must be positive")
-        need(self.clip_norm > 0, "clip_norm", "must be positive")
+        need(self.accumulate > 0, "accumulate", "must be positive")
+        need(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "must be positive, or None")
         need(self.log_every > 0 and self.save_every > 0 and self.keep_last > 0, "save_every", "and log_every, keep_last must be positive")
         need(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "must lie between 0 and 1, or be None")
 

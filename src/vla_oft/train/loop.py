@@ -3,25 +3,28 @@
 import dataclasses
 import itertools
 import json
+import math
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from vla_oft import __version__, robots
 from vla_oft.atomic import replace_file, require_empty
-from vla_oft.config import to_dict
+from vla_oft.config import from_dict, to_dict
 from vla_oft.data.chunks import ChunkDataset
 from vla_oft.data.loader import BatchLoader
 from vla_oft.data.mixture import MixtureOrder
+from vla_oft.heads.base import Metrics
+from vla_oft.merge import load_unmerged
 from vla_oft.policy import Batch, Policy, checkpoint_folder
-from vla_oft.train import checkpoint, setup
+from vla_oft.train import checkpoint, lora, setup
 from vla_oft.train.config import Pretrained, TrainConfig
 from vla_oft.train.ema import Ema
 from vla_oft.train.precision import faster_precision
@@ -41,8 +44,10 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, device: str =
     if state is None:
         policy = setup.build_policy(config, sources)
     else:
-        policy = Policy.load(out, dtype=torch.float32)
+        policy = load_unmerged(checkpoint_folder(out), config.lora.dtype) if config.lora else Policy.load(out, dtype=torch.float32)
         checkpoint.same_data(out, datasets)
+    if config.lora:
+        lora.inject(policy, config.lora, config.seed)
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / "train.json", json.dumps(to_dict(config), indent=2) + "\n")
     dataset = setup.build_dataset(config, policy, sources)
@@ -56,19 +61,25 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, device: str =
         checkpoint.restore(state, policy, ema, optimizer)
     step = state["step"] if state else 0
     tracker = Tracker(
-        out / "metrics.jsonl", log_every=config.log_every, total_steps=config.total_steps, batch_size=config.batch_size, start_step=step
+        out / "metrics.jsonl",
+        log_every=config.log_every,
+        total_steps=config.total_steps,
+        batch_size=config.batch_size * config.accumulate,
+        start_step=step,
     )
     _announce(config, policy, dataset, step)
 
     waiting_since = time.monotonic()
-    for phase, loader, batch in _batches(config, dataset, setup.Collate(policy, config.augment), step, state):
-        batch = _to_device(batch, device)
-        wait_s = time.monotonic() - waiting_since
+    for phase, loader, batches in _steps(config, dataset, setup.Collate(policy, config.augment), step, state):
+        passes, wait_s = [], 0.0
+        for batch in batches:
+            batch = _to_device(batch, device)
+            wait_s += time.monotonic() - waiting_since
+            passes.append(backward(policy, batch, share=1 / config.accumulate, bf16=config.precision == "bf16"))
+            waiting_since = time.monotonic()
+        metrics = mean_metrics(passes)
         lr = config.lr * config.schedule.factor(step, config.total_steps)
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.precision == "bf16"):
-            loss, metrics = policy(batch)
-        loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf)
         optimizer.step(lr)
         if ema:
             ema.update()
@@ -76,10 +87,10 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, device: str =
         saving = step % config.save_every == 0 or step == config.total_steps
         if (saving or step % config.log_every == 0) and not torch.isfinite(grad_norm):
             raise FloatingPointError(
-                f"loss {loss.item()}, gradient norm {grad_norm.item()} at step {step}: not finite; "
+                f"loss {metrics['loss'].item()}, gradient norm {grad_norm.item()} at step {step}: not finite; "
                 f"the last good checkpoint is {out}/checkpoints/last; lower lr={config.lr}"
             )
-        tracker.add(step, {"loss": loss.detach(), **metrics, "grad_norm": grad_norm}, lr, wait_s)
+        tracker.add(step, {**metrics, "grad_norm": grad_norm}, lr, wait_s)
         if saving:
             trainer = checkpoint.trainer_state(step, phase, loader.state_dict(), optimizer, policy, ema)
             checkpoint.save(out, policy, ema, trainer, {**facts, "step": step}, config.keep_last)
@@ -87,10 +98,24 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, device: str =
     return (out / "checkpoints" / "last").resolve()
 
 
-def _batches(
+def backward(policy: Policy, batch: Batch, *, share: float = 1.0, bf16: bool = False) -> Metrics:
+    """Add `share` of the gradients of one batch's loss to those that are there; its loss and metrics, detached."""
+    with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16):
+        loss, metrics = policy(batch)
+    (loss * share).backward()
+    return {"loss": loss.detach(), **metrics}
+
+
+def mean_metrics(passes: Sequence[Metrics]) -> Metrics:
+    """Each metric's mean over the passes of one step that know it; NaN where none does."""
+    names = dict.fromkeys(name for metrics in passes for name in metrics)
+    return {name: torch.stack([metrics[name].float() for metrics in passes if name in metrics]).nanmean() for name in names}
+
+
+def _steps(
     config: TrainConfig, dataset: ChunkDataset, collate: setup.Collate, step: int, state: dict[str, Any] | None
-) -> Iterator[tuple[int, BatchLoader[Batch], Batch]]:
-    """The batches of all remaining steps, phase by phase, each with its phase and the loader whose position it advanced."""
+) -> Iterator[tuple[int, BatchLoader[Batch], Iterator[Batch]]]:
+    """All remaining steps, phase by phase, each with its phase, the loader whose position it advances, and its batches."""
     loader_state = state["loader"] if state else None
     for phase in range(state["phase"] if state else 0, len(config.phases)):
         weights = [float(w) for w in config.phases[phase].mixture]
@@ -100,9 +125,10 @@ def _batches(
             loader.load_state_dict(loader_state)
             loader_state = None
         end = sum(p.steps for p in config.phases[: phase + 1])
-        for batch in itertools.islice(loader, end - step):
-            step += 1
-            yield phase, loader, batch
+        batches = iter(loader)
+        for _ in range(end - step):
+            yield phase, loader, itertools.islice(batches, config.accumulate)
+        step = end
 
 
 def check(config: TrainConfig, out: Path, *, resume: bool, device: str) -> TrainConfig:
@@ -113,9 +139,19 @@ def check(config: TrainConfig, out: Path, *, resume: bool, device: str) -> Train
         checkpoint_folder(Path(config.model.path))
     robots.load(config.robot)
     if config.precision == "auto":
-        config = dataclasses.replace(config, precision=faster_precision(device))
+        config = dataclasses.replace(config, precision=_decide_precision(config, out, resume, device))
+    if config.lora:
+        config.lora.check(config.precision)
     _check_folder(config, out, resume)
     return config
+
+
+def _decide_precision(config: TrainConfig, out: Path, resume: bool, device: str) -> Literal["fp32", "bf16"]:
+    """A resumed run keeps what it began with: on a busy machine the measurement can come out either way."""
+    if config.lora is not None and config.lora.base_dtype == "bfloat16":
+        return "bf16"
+    before = json.loads((out / "train.json").read_text()).get("precision") if resume and (out / "train.json").is_file() else None
+    return before if before in ("fp32", "bf16") else faster_precision(device)
 
 
 def _check_folder(config: TrainConfig, out: Path, resume: bool) -> None:
@@ -125,7 +161,8 @@ def _check_folder(config: TrainConfig, out: Path, resume: bool) -> None:
         if resume:
             print(f"note: there is nothing to resume in {out}; starting from the beginning")
         return
-    changed = _changed_fields(json.loads(saved.read_text()), json.loads(json.dumps(to_dict(config))))
+    before = from_dict(TrainConfig, json.loads(saved.read_text()), str(saved))  # fields that are new since then get their defaults
+    changed = _changed_fields(to_dict(before), to_dict(config))
     if changed:
         raise ValueError(f"cannot resume {out}: the configuration has changed in {', '.join(changed)}; use the same one, or another folder")
 
@@ -144,7 +181,7 @@ def _to_device(batch: Batch, device: str) -> Batch:
 
 
 def _facts(config: TrainConfig, datasets: list[dict[str, Any]]) -> dict[str, Any]:
-    packages = {name: version(name) for name in ("torch", "numpy", "tokenizers", "safetensors")}
+    packages = {name: version(name) for name in ("torch", "numpy", "tokenizers", "safetensors", *(["peft"] if config.lora else []))}
     return {
         "name": config.name,
         "command": " ".join(["vla-oft", *sys.argv[1:]]),

@@ -5,7 +5,7 @@ of AdamW for the same action error (LOG.md); each step costs a few matrix produc
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,15 +13,19 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """weight_decay: on the matrices of linear and convolution layers only, not on norms, biases and embeddings."""
+    """weight_decay: on the matrices of linear and convolution layers only, not on norms, biases and embeddings; with `decay` `all` on
+    every trained weight. The reference uses `all` and betas (0.9, 0.999).
+    """
 
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
+    decay: Literal["matrices", "all"] = "matrices"
 
     def build(self, model: nn.Module, lr: float) -> "Optimizers":
         """Optimizers for the trained parameters of `model`."""
         decayed, spared = split(model, nn.Linear | nn.Conv2d)
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+        spared_decay = self.weight_decay if self.decay == "all" else 0.0
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": spared, "weight_decay": spared_decay}]
         return Optimizers([torch.optim.AdamW(groups, lr=lr, betas=self.betas, fused=True)])
 
 

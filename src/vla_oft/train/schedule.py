@@ -30,5 +30,23 @@ class MultiStep:
         return _warmup(step, self.warmup_steps) * self.gamma ** sum(step >= m for m in self.milestones)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What the reference does, for comparisons: times 0.1 at step `decay_at`, but ONLY without warm-up.
+
+    Its warm-up starts at 10 % (of which step 0 already leaves one part) and rewrites the learning rate in every step for good: with
+    `warmup_steps` > 0 the decay never takes effect, although its log shows it.
+    """
+
+    decay_at: int
+    warmup_steps: int = 0
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """Multiplier of the peak learning rate for optimizer step `step` (from 0)."""
+        if self.warmup_steps:
+            return 0.1 + 0.9 * min(1.0, (step + 1) / self.warmup_steps)
+        return 0.1 if step >= self.decay_at else 1.0
+
+
 def _warmup(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / (warmup_steps + 1))

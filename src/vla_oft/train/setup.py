@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from vla_oft import preprocess, robots
 from vla_oft.data.augment import AugmentConfig, augment
@@ -80,12 +81,35 @@ def _pretrained(config: TrainConfig, model: Pretrained, sources: list[Source]) -
         prompt_style=model.prompt_style or base.config.prompt_style,
         preprocess=dataclasses.replace(base.config.preprocess, crop_area=_crop_area(config)),
     )
-    policy = Policy.create(changed, _new_statistics(config, sources) if own else base.statistics, base.tokenizer, seed=config.seed)
-    kept = {k: v for k, v in base.state_dict().items() if k in policy.state_dict() and policy.state_dict()[k].shape == v.shape}
-    policy.load_state_dict(kept, strict=False)
-    new = sorted(policy.state_dict().keys() - kept.keys())
+    policy = _skeleton(changed, _new_statistics(config, sources) if own else base.statistics, base.tokenizer, config.seed)
+    shapes = {name: tensor.shape for name, tensor in policy.state_dict().items()}
+    kept = {name: tensor for name, tensor in base.state_dict().items() if shapes.get(name) == tensor.shape}
+    policy.load_state_dict(kept, strict=False, assign=True)
+    new = sorted(shapes.keys() - kept.keys())
+    assert not any(tensor.is_meta for tensor in policy.state_dict().values())
     if new:
         print(f"note: {len(new)} weights are new, not pretrained: {', '.join(new[:8])}{' ...' if len(new) > 8 else ''}")
+    return policy
+
+
+def _skeleton(config: PolicyConfig, statistics: DatasetStatistics, tokenizer: Tokenizer, seed: int) -> Policy:
+    """A policy whose backbone has shapes but no memory yet; the other parts, which a base may not have, are random from `seed`.
+
+    Nothing of a large backbone is ever drawn at random only to be replaced.
+    """
+    vlm = config.vlm
+    shallow = dataclasses.replace(
+        vlm,
+        dino=dataclasses.replace(vlm.dino, depth=2),
+        siglip=dataclasses.replace(vlm.siglip, depth=2),
+        llm=dataclasses.replace(vlm.llm, depth=1),
+    )
+    parts = Policy.create(dataclasses.replace(config, vlm=shallow), statistics, tokenizer, seed=seed)
+    with torch.device("meta"):
+        policy = Policy(config, statistics, tokenizer)
+    for name, part in parts.named_children():
+        if name != "vlm":
+            setattr(policy, name, part)
     return policy
 
 
@@ -125,7 +149,7 @@ def build_dataset(config: TrainConfig, policy: Policy, sources: list[Source]) ->
         policy.config.robot,
         prepare=preprocess.Preparation(image),
         action_normalizer=policy.action_normalizer,
-        state_normalizer=policy.state_normalizer if policy.config.use_state else None,
+        state_normalizer=policy.training_state_normalizer,
         chunk_len=policy.config.chunk_len,
         cache=config.frame_cache,
         grounding=GROUNDING if masks else None,
