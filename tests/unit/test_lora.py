@@ -95,6 +95,17 @@ def test_layers_can_be_chosen_by_name_and_a_misspelt_name_is_refused():
         lora.target_modules(policy, Lora(targets=("qproj", "v_proj", "lm_head")))
 
 
+@pytest.mark.parametrize(("settings", "scaling"), [(Lora(rank=4), 1.0), (Lora(rank=32), 0.5), (Lora(rank=4, alpha=2.0), 0.5)])
+def test_the_updates_are_scaled_by_alpha_over_rank(tmp_path, settings, scaling):
+    policy = tiny_policy()
+    lora.inject(policy, settings, seed=0)
+    shake(policy)
+    assert lora.adapter(policy).scaling == scaling
+    lora.write(policy, tmp_path, previous=None)
+    with torch.inference_mode():
+        torch.testing.assert_close(Policy.load(tmp_path).predict(tiny_like(policy)), policy.predict(tiny_like(policy)), atol=1e-5, rtol=0)
+
+
 def test_adapting_changes_no_action_and_freezes_the_backbone():
     policy = whole_policy()
     observations = [observation(seed=1), observation(seed=2)]
@@ -217,11 +228,13 @@ def test_stock_peft_reads_the_adapter(run):
 
     tuned = run / "tuned/checkpoints/last"
     ours = Policy.load(tuned)
-    theirs = PeftModel.from_pretrained(load_unmerged(tuned, torch.float32), str(tuned / "adapter")).eval()
-    batch = tiny_like(ours)
+    theirs, batch = load_unmerged(tuned, torch.float32).eval(), tiny_like(ours)
     with torch.inference_mode():
-        torch.testing.assert_close(theirs.base_model.model.predict(batch), ours.predict(batch), atol=1e-5, rtol=0)
-    assert not any(p.requires_grad for p in theirs.parameters())
+        base = theirs.predict(batch)
+        adapted = PeftModel.from_pretrained(nn.ModuleDict({"vlm": theirs.vlm}), str(tuned / "adapter")).eval()  # in place
+        torch.testing.assert_close(theirs.predict(batch), ours.predict(batch), atol=1e-5, rtol=0)
+        assert (theirs.predict(batch) - base).abs().max() > 1e-4
+    assert {n for n, _ in adapted.named_parameters() if ".lora_" in n}
 
 
 def tiny_like(policy: Policy):

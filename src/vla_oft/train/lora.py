@@ -116,7 +116,8 @@ def inject(policy: Policy, lora: Lora, seed: int) -> None:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, policy, adapter_name=_NAME)
+        holder = nn.ModuleDict({"vlm": policy.vlm})  # older peft stumbles over the policy's own `config`
+        inject_adapter_in_model(config, holder, adapter_name=_NAME)
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(".lora_" in name or _in_full(name))
     for parameter in policy.unread_parameters():
