@@ -28,7 +28,7 @@ $(VENV)/.run: $(SOURCES)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	bash scripts/python_packages.sh $(BIN)/python $$(cat .torch-version) data,sim,dev
+	bash scripts/python_packages.sh $(BIN)/python $$(cat .torch-version) data,sim,train,dev
 	touch $@
 
 clean:                         ## removes the virtual environment and the quickstart's folder

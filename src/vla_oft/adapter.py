@@ -46,7 +46,7 @@ class Adapter:
         if module not in self.factors:
             return weight
         a, b = (factor.to(weight.device, torch.float32).flatten(1) for factor in self.factors[module])
-        return weight.float().add_((b @ a).view(weight.shape), alpha=self.scaling)
+        return torch.add(weight.float(), (b @ a).view(weight.shape), alpha=self.scaling)
 
     def check(self, shapes: Mapping[str, torch.Size]) -> None:
         """Raise ValueError unless every adapted module exists with fitting shapes. shapes: parameter name -> shape."""

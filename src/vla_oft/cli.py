@@ -334,7 +334,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:
-        print(f"error: {error}; install what this command needs with: pip install 'vla-oft[data,sim]'", file=sys.stderr)
+        print(f"error: {error}; install what this command needs with: pip install 'vla-oft[data,sim,train]'", file=sys.stderr)
         sys.exit(1)
     except RuntimeError as error:
         from vla_oft.sims.base import SimulatorError

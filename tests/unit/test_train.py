@@ -210,6 +210,17 @@ def test_the_random_crop_of_training_is_the_central_crop_of_inference(demos, tmp
     assert Policy.load(tmp_path / "run").config.preprocess.crop_area == 0.8
 
 
+def test_one_switch_makes_data_and_policy_behave_like_the_reference(demos, tmp_path, capsys):
+    """With chunks of 8 and without the ends of episodes there are fewer samples; the switch is a fact of the checkpoint."""
+    frames = []
+    for parity in (False, True):
+        folder = train(config(demos, parity=parity), tmp_path / f"{parity}")
+        assert Policy.load(folder).config.parity is parity
+        frames.append(int(capsys.readouterr().out.split("trained on ")[1].split(" frames")[0].replace(",", "")))
+    episodes = json.loads((tmp_path / "True" / "checkpoints" / "last" / "run.json").read_text())["datasets"][0]["episodes"]
+    assert frames[0] - frames[1] == episodes * 7
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(demos, tmp_path):
     wild = config(demos, lr=1e30, clip_norm=1e30, phases=(Phase(steps=30, mixture=(1.0,)),), save_every=1)
     with pytest.raises(FloatingPointError, match="not finite; the last good checkpoint"):

@@ -65,6 +65,7 @@ class TrainConfig:
     count optimizer steps). lr: the peak learning rate. clip_norm: largest gradient norm, or None. precision: "bf16" is autocast over
     float32 weights, "auto" the faster of both on the machine at hand. lora: train low-rank updates of the backbone instead of all of it.
     augment: its random crop decides the central crop at inference. ema_decay: averaged weights are what checkpoints hold.
+    parity: data and policy behave as the reference's where this package deliberately differs (docs/parity.md).
     """
 
     name: str
@@ -84,6 +85,7 @@ class TrainConfig:
     ema_decay: float | None = None
     frame_cache: Literal["none", "ram", "disk"] = "none"
     num_workers: int = 0
+    parity: bool = False
     seed: int = 0
     log_every: int = 20
     save_every: int = 1000

@@ -60,6 +60,7 @@ def _fresh(config: TrainConfig, model: Fresh, sources: list[Source]) -> Policy:
         use_state=spec.state_dim > 0,
         prompt_style=model.prompt_style,
         grounding=model.grounding,
+        parity=config.parity,
     )
     return Policy.create(policy, _new_statistics(config, sources), tokenizer, seed=config.seed)
 
@@ -80,6 +81,7 @@ def _pretrained(config: TrainConfig, model: Pretrained, sources: list[Source]) -
         use_state=spec.state_dim > 0,
         prompt_style=model.prompt_style or base.config.prompt_style,
         preprocess=dataclasses.replace(base.config.preprocess, crop_area=_crop_area(config)),
+        parity=config.parity,
     )
     policy = _skeleton(changed, _new_statistics(config, sources) if own else base.statistics, base.tokenizer, config.seed)
     shapes = {name: tensor.shape for name, tensor in policy.state_dict().items()}
@@ -154,6 +156,7 @@ def build_dataset(config: TrainConfig, policy: Policy, sources: list[Source]) ->
         cache=config.frame_cache,
         grounding=GROUNDING if masks else None,
         landmarks=LANDMARKS if masks else None,
+        parity=policy.config.parity,
     )
 
 
