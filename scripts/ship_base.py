@@ -24,7 +24,7 @@ def main() -> None:
         ready = Path(temporary) / "base"
         Policy.load(source, dtype=torch.bfloat16).save(ready)
         for name in ("run.json", "README.md"):  # without this machine's folders
-            (ready / name).write_text(re.sub(r" --out \S+| --resume", "", (source / name).read_text()))
+            (ready / name).write_text(re.sub(r" --out [^\s\"`]+| --resume", "", (source / name).read_text()))
         size = sum(file.stat().st_size for file in ready.iterdir())
         assert size < LIMIT_BYTES, f"the base policy has {size} bytes, more than {LIMIT_BYTES}"
         facts = json.loads((ready / "run.json").read_text())

@@ -32,7 +32,7 @@ LIGHT = AugmentConfig(crop_area=1.0, brightness=0.06, contrast=0.1, saturation=0
 
 
 def recipe() -> Recipe:
-    """4 x 900 demonstrations and 8,000 scenes; about 450,000 samples."""
+    """4 x 900 demonstrations and 8,000 scenes; about 360,000 samples."""
     workers = os.cpu_count() or 1
     return Recipe(
         train=TrainConfig(
@@ -40,7 +40,7 @@ def recipe() -> Recipe:
             robot="tabletop",
             model=Fresh(size="nano", head=l1.Config(), grounding=grounding.Config(), corpus=CORPUS),
             datasets=(Dataset(name="scenes", path=str(SCENES)), Dataset(name="demos", path=str(DEMOS))),
-            phases=(Phase(steps=700, mixture=(1.0, 0.0)), Phase(steps=6300, mixture=(0.1, 0.9))),
+            phases=(Phase(steps=560, mixture=(1.0, 0.0)), Phase(steps=5040, mixture=(0.1, 0.9))),
             batch_size=64,
             lr=2e-3,
             optimizer=Muon(),
