@@ -24,7 +24,7 @@ from vla_oft.reference.exporter import model_document, pixel_document
 from vla_oft.robots.libero import SPEC
 from vla_oft.statistics import compute_statistics, save_statistics
 from vla_oft.vlm import sizes, tokens
-from vla_oft.weights import write_shards
+from vla_oft.weights import LazyTensor, write_shards
 
 
 def create(tokenizer_folder: Path, out: Path) -> None:
@@ -56,7 +56,7 @@ def create(tokenizer_folder: Path, out: Path) -> None:
 
     out.mkdir(parents=True)
     backbone = {n.removeprefix("vlm."): s for n, s in shapes.items() if n.startswith("vlm.")}
-    write_shards({n: (s.numel() * 2, lambda s=s: random(s)) for n, s in backbone.items()}, out)
+    write_shards({n: LazyTensor(tuple(s), torch.bfloat16, lambda s=s: random(s)) for n, s in backbone.items()}, out)
     for stem, prefix, dtype in (("action_head", "action_head.", torch.bfloat16), ("proprio_projector", "state_projector.", torch.float32)):
         part = {f"module.{n.removeprefix(prefix)}": random(s).to(dtype) for n, s in shapes.items() if n.startswith(prefix)}
         torch.save(part, out / f"{stem}--1_checkpoint.pt")

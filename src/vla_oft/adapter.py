@@ -6,71 +6,85 @@ bfloat16, which moves normalised actions by 1e-2.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+_FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 _MUST_BE_OFF = (
-    *("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "lora_bias"),
+    *("use_dora", "fan_in_fan_out", "modules_to_save", "layer_replication", "lora_bias"),
     *("trainable_token_indices", "target_parameters", "use_qalora"),
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Adapter:
-    """factors: module name -> (A (r, in), B (out, r)), with convolution kernels as (r, in, k, k) and (out, r, 1, 1).
+class Factors(NamedTuple):
+    """The update of one layer: scaling * B A.
 
-    scaling: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA.
+    a: (rank, in); b: (out, rank); of a convolution (rank, in, k, k) and (out, rank, 1, 1). scaling: alpha / rank, or alpha / sqrt(rank)
+    with rank-stabilised LoRA.
     """
 
-    factors: Mapping[str, tuple[Tensor, Tensor]]
-    rank: int
-    alpha: float
-    rank_stabilised: bool = False
+    a: Tensor
+    b: Tensor
+    scaling: float
 
     @property
-    def scaling(self) -> float:
-        """Factor of B A."""
-        return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
+    def rank(self) -> int:
+        """Width of the bottleneck."""
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The update of every adapted module, by module name."""
+
+    factors: Mapping[str, Factors]
 
     def merged(self, module: str, weight: Tensor) -> Tensor:
         """float32 sum of `weight` of `module` and its update, shape of `weight`; `weight` itself where nothing is adapted."""
         if module not in self.factors:
             return weight
-        a, b = (factor.to(weight.device, torch.float32).flatten(1) for factor in self.factors[module])
-        return torch.add(weight.float(), (b @ a).view(weight.shape), alpha=self.scaling)
+        a, b, scaling = self.factors[module]
+        update = b.to(weight.device, torch.float32).flatten(1) @ a.to(weight.device, torch.float32).flatten(1)
+        return torch.add(weight.float(), update.view(weight.shape), alpha=scaling)
 
-    def check(self, shapes: Mapping[str, torch.Size]) -> None:
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise ValueError unless every adapted module exists with fitting shapes. shapes: parameter name -> shape."""
         wrong = []
-        for module, (a, b) in self.factors.items():
+        for module, (a, b, _) in self.factors.items():
             shape = shapes.get(f"{module}.weight")
             if shape is None:
                 wrong.append(f"{module}: the model has no such layer")
-            elif (b.shape[0], *a.shape[1:]) != tuple(shape) or not a.shape[0] == b.shape[1] == self.rank:
-                wrong.append(f"{module}: A {tuple(a.shape)} and B {tuple(b.shape)} of rank {self.rank} do not fit {tuple(shape)}")
+            elif (b.shape[0], *a.shape[1:]) != tuple(shape) or a.shape[0] != b.shape[1]:
+                wrong.append(f"{module}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit {tuple(shape)}")
         if wrong:
-            raise ValueError(f"the LoRA adapter does not fit the model: {'; '.join(wrong)}")
+            raise ValueError(f"the LoRA adapter does not fit the model: {shortened(wrong)}")
 
     def save(self, folder: Path) -> None:
         """Write PEFT's layout into `folder`, which is created."""
         folder.mkdir(parents=True, exist_ok=True)
         modules = sorted(self.factors)
+        ranks = {module: self.factors[module].rank for module in modules}
+        alphas = {module: self.factors[module].scaling * ranks[module] for module in modules}
+        rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
         document = {
             "peft_type": "LORA",
             "base_model_name_or_path": None,
-            "r": self.rank,
-            "lora_alpha": self.alpha,
+            "r": rank,
+            "lora_alpha": alpha,
+            "rank_pattern": {module: r for module, r in ranks.items() if r != rank},
+            "alpha_pattern": {module: value for module, value in alphas.items() if value != alpha},
             "lora_dropout": 0.0,
-            "use_rslora": self.rank_stabilised,
             "bias": "none",
             "target_modules": modules,
             "task_type": None,
@@ -80,7 +94,7 @@ class Adapter:
         tensors = {
             f"{PREFIX}{module}.lora_{side}.weight": factor.contiguous()
             for module in modules
-            for side, factor in zip("AB", self.factors[module], strict=True)
+            for side, factor in zip("AB", self.factors[module][:2], strict=True)
         }
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
@@ -89,7 +103,7 @@ def load_adapter(folder: Path) -> Adapter:
     """Read an adapter folder. Raises ValueError for kinds of adapters other than plain LoRA and for keys that are not understood."""
     adapter, others = read_adapter(folder)
     if others:
-        raise ValueError(f"{folder / WEIGHTS} has tensors that belong to no LoRA layer: {sorted(others)}")
+        raise ValueError(f"{folder / WEIGHTS} has tensors that belong to no LoRA layer: {shortened(sorted(others))}")
     return adapter
 
 
@@ -98,21 +112,29 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     config = read_adapter_config(folder)
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}: not a complete LoRA adapter")
-    halves: dict[str, dict[str, Tensor]] = {}
+    try:
+        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} cannot be read ({error}): copy or download it again") from None
+    return split_factors(tensors, str(folder / WEIGHTS), lambda module, rank: _scaling(config, module, rank))
+
+
+def split_factors(tensors: Mapping[str, Tensor], where: str, scaling: Callable[[str, int], float]) -> tuple[Adapter, dict[str, Tensor]]:
+    """Tensors by name -> the adapter of all `MODULE.lora_A[.default].weight` and `.lora_B`, and the other tensors.
+
+    scaling: of a module with a rank. Raises ValueError for half an update, naming `where`.
+    """
+    sides: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
-    with safe_open(str(folder / WEIGHTS), "pt") as file:
-        for key in file.keys():  # noqa: SIM118 (not a dict)
-            name = key.removeprefix(PREFIX)
-            module, _, side = name.removesuffix(".weight").rpartition(".lora_")
-            if module and side in ("A", "B") and name.endswith(".weight"):
-                halves.setdefault(module, {})[side] = file.get_tensor(key)
-            else:
-                others[name] = file.get_tensor(key)
-    lone = sorted(module for module, sides in halves.items() if len(sides) < 2)
+    for name, tensor in tensors.items():
+        if match := _FACTOR.fullmatch(name):
+            sides.setdefault(match[1], {})[match[2]] = tensor
+        else:
+            others[name] = tensor
+    lone = sorted(module for module, pair in sides.items() if len(pair) < 2)
     if lone:
-        raise ValueError(f"{folder / WEIGHTS}: only one of lora_A and lora_B for {lone}")
-    factors = {module: (sides["A"], sides["B"]) for module, sides in halves.items()}
-    return Adapter(factors=factors, rank=config["r"], alpha=config["lora_alpha"], rank_stabilised=bool(config.get("use_rslora"))), others
+        raise ValueError(f"{where}: only one of lora_A and lora_B for {shortened(lone)}")
+    return Adapter({m: Factors(pair["A"], pair["B"], scaling(m, pair["A"].shape[0])) for m, pair in sides.items()}), others
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -121,9 +143,26 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG}: not a LoRA adapter")
     config = json.loads(path.read_text())
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: peft_type {config.get('peft_type')!r} is not supported, only LORA")
-    odd = {name: config[name] for name in _MUST_BE_OFF if config.get(name)}
-    if odd or config.get("bias", "none") != "none":
-        raise ValueError(f"{path}: {odd or {'bias': config['bias']}} is not supported; merge the adapter with the tool that trained it")
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: only adapters of peft_type LORA are supported")
+    for name in ("r", "lora_alpha"):
+        if not isinstance(config.get(name), int | float) or config[name] <= 0:
+            raise ValueError(f"{path}: {name}={config.get(name)!r} must be a positive number")
+    unsupported = {name: config[name] for name in _MUST_BE_OFF if config.get(name)}
+    if unsupported or config.get("bias", "none") != "none":
+        raise ValueError(f"{path}: {unsupported or {'bias': config['bias']}} is not supported; merge the adapter with what trained it")
     return config
+
+
+def shortened(names: Sequence[str], limit: int = 8) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
+    """As peft does it: a pattern is the end of a module's name, or a regular expression for it."""
+    patterns: dict[str, float] = config.get("alpha_pattern") or {}
+    fitting = [alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module)]
+    alpha = fitting[0] if fitting else config["lora_alpha"]
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)

@@ -215,8 +215,8 @@ def ckpt_import(
     cameras: int | None = None,
     chunk_len: int | None = None,
     decoding: Literal["parallel", "autoregressive"] | None = None,
-    center_crop: bool = True,
-    step: int | None = None,
+    center_crop: bool | None = None,
+    step: str | None = None,
     vision_overrides: Path | None = None,
     diffusion_steps: int = 50,
     parity: bool = True,
@@ -227,13 +227,13 @@ def ckpt_import(
         source: its folder or hub id, for example moojink/openvla-7b-oft-finetuned-libero-spatial.
         out: checkpoint folder to write; must be empty or absent.
         base: folder or hub id of the model that source/lora_adapter adapts; replaces weights that were merged in bfloat16.
-        dataset: whose statistics normalise, where the checkpoint has several.
+        dataset: whose statistics normalise, where the checkpoint has several; may be chosen later, when loading.
         robot: name of a robot: rates, cameras, kind of normalisation; guessed from the dataset's name.
         cameras: how many of the robot's cameras the policy reads.
         chunk_len: actions per chunk; the robot's by default, 1 for autoregressive decoding.
         decoding: of a checkpoint without action head.
-        center_crop: the policy was trained on random crops (as all published ones were) and sees the central 90 %.
-        step: N of the files *--N_checkpoint.pt, where there are several.
+        center_crop: whether the policy was trained on random crops and sees the central 90 %; all fine-tuned ones were, the base was not.
+        step: N of the files *--N_checkpoint.pt, where there are several; a number or "latest".
         vision_overrides: JSON with num_heads of each vision tower, for towers of other than the published sizes.
         diffusion_steps: noise levels that a diffusion head was trained with.
         parity: reproduce the reference in every detail, see docs/parity.md.
@@ -257,17 +257,18 @@ def ckpt_import(
     print(f"checkpoint: {import_checkpoint(request, out)}")
 
 
-def ckpt_export(checkpoint: Positional[Path], out: Positional[Path], *, step: int | None = None) -> None:
+def ckpt_export(checkpoint: Positional[Path], out: Positional[Path], *, step: str | None = None, unmerged: bool = False) -> None:
     """Write a checkpoint in the published layout, for the reference's own code.
 
     Args:
         checkpoint: a checkpoint or run folder.
         out: folder to write; must be empty or absent.
         step: N of the files *--N_checkpoint.pt.
+        unmerged: leave the LoRA adapter out of model.safetensors; it lies beside it either way.
     """
     from vla_oft.reference import export_checkpoint
 
-    print(f"exported: {export_checkpoint(checkpoint, out, step=step)}")
+    print(f"exported: {export_checkpoint(checkpoint, out, step=step, unmerged=unmerged)}")
 
 
 def ckpt_merge(

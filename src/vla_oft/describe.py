@@ -1,37 +1,34 @@
 """What a checkpoint is, in words: `vla-oft ckpt show`."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from vla_oft.adapter import read_adapter_config
 from vla_oft.config import to_dict
-from vla_oft.policy import checkpoint_folder, load_config
+from vla_oft.policy import checkpoint_folder, load_config, some_dataset
 from vla_oft.statistics import load_statistics
+from vla_oft.weights import open_weights
 
 
 def describe(path: Path) -> dict[str, Any]:
     """Configuration, statistics and sizes of a checkpoint, as plain JSON types; weights are not loaded."""
     folder = checkpoint_folder(path)
-    config = load_config(folder)
+    config = load_config(folder, some_dataset(folder))
+    stored = open_weights(folder)
     parts: dict[str, int] = {}
-    size_bytes = 0
-    for file in sorted(folder.glob("model*.safetensors")):
-        size_bytes += file.stat().st_size
-        with safe_open(str(file), "np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                part = ".".join(name.split(".")[:2]) if name.startswith("vlm.") else name.split(".")[0]
-                parts[part] = parts.get(part, 0) + math.prod(tensors.get_slice(name).get_shape())
+    for name, tensor in stored.items():
+        part = ".".join(name.split(".")[:2]) if name.startswith("vlm.") else name.split(".")[0]
+        parts[part] = parts.get(part, 0) + math.prod(tensor.shape)
     statistics = {name: entry.to_dict() for name, entry in load_statistics(folder / "statistics.json").items()}
     adapter = read_adapter_config(folder / "adapter") if (folder / "adapter").is_dir() else None
     return {
         "path": str(folder),
         "parameters": parts,
-        "size_bytes": size_bytes,
+        "size_bytes": sum(tensor.num_bytes for tensor in stored.values()),
         "adapter": {"rank": adapter["r"], "alpha": adapter["lora_alpha"]} if adapter else None,
-        "policy": to_dict(config),
+        "policy": {**to_dict(config), "dataset": json.loads((folder / "policy.json").read_text()).get("dataset")},
         "statistics": statistics,
     }
 
@@ -51,7 +48,7 @@ def lines(document: dict[str, Any]) -> list[str]:
         f"head       {head['kind']}: " + ", ".join(f"{name} {value}" for name, value in head.items() if name != "kind"),
         f"adapter    {'LoRA of rank {rank}, alpha {alpha:g}'.format(**adapter) if adapter else 'none'}",
         f"parity     {'as the reference in every detail' if policy['parity'] else 'off'} (docs/parity.md)",
-        f"statistics {_datasets(document['statistics'])}; used: {policy['dataset']}",
+        f"statistics {_datasets(document['statistics'])}; used: {policy['dataset'] or 'to be chosen'}",
     ]
     return out + [f"  {count / 1e6:9.3f} M  {name}" for name, count in sorted(document["parameters"].items())]
 

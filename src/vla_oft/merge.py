@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from vla_oft import __version__, hub
 from vla_oft.adapter import Adapter, load_adapter
 from vla_oft.atomic import atomic_directory, require_empty
-from vla_oft.policy import Policy, checkpoint_folder, load_config, load_weights
+from vla_oft.policy import Policy, checkpoint_folder, load_config, load_weights, some_dataset
 from vla_oft.statistics import load_statistics
 from vla_oft.vlm import tokens
-from vla_oft.weights import write_shards
+from vla_oft.weights import LazyTensor, write_shards
 from vla_oft_client import Observation
 
 DType = Literal["float32", "bfloat16"]
@@ -74,13 +74,13 @@ def merge_checkpoint(source: str | Path, out: Path, *, dtype: DType = "float32",
     with atomic_directory(out) as temporary:
         _copy_facts(folder, temporary, _facts(result, str(source), dtype))
         weights = policy.state_dict()
-        write_shards({name: _planned(tensor, getattr(torch, dtype)) for name, tensor in weights.items()}, temporary)
+        write_shards({name: LazyTensor.of(tensor).to(getattr(torch, dtype)) for name, tensor in weights.items()}, temporary)
     return result
 
 
 def load_unmerged(folder: Path, dtype: torch.dtype) -> Policy:
     """The policy of a checkpoint folder WITHOUT its adapter, on the CPU, every weight in `dtype`."""
-    config = load_config(folder)
+    config = load_config(folder, some_dataset(folder))
     with torch.device("meta"):
         policy = Policy(config, load_statistics(folder / "statistics.json")[config.dataset], tokens.load_tokenizer(folder))
     load_weights(policy, folder, "cpu", dtype, merge=False)
@@ -91,8 +91,8 @@ def load_unmerged(folder: Path, dtype: torch.dtype) -> Policy:
 def unmerged(policy: Policy, adapter: Adapter) -> Iterator[None]:
     """Inside, every adapted layer adds its update beside its own weights; nothing is merged, and peft is not needed."""
     hooks = []
-    for name, (a, b) in adapter.factors.items():
-        hooks.append(policy.get_submodule(name).register_forward_hook(_update(a, b, adapter.scaling)))
+    for name, (a, b, scaling) in adapter.factors.items():
+        hooks.append(policy.get_submodule(name).register_forward_hook(_update(a, b, scaling)))
     try:
         yield
     finally:
@@ -137,10 +137,6 @@ def random_observations(policy: Policy) -> Iterator[Observation]:
         moments = policy.statistics.state
         state = None if moments is None else rng.uniform(np.minimum(moments.q01, moments.q99), np.maximum(moments.q01, moments.q99))
         yield Observation(dict(zip(robot.cameras, images, strict=True)), state, instruction)
-
-
-def _planned(tensor: Tensor, dtype: torch.dtype) -> tuple[int, Callable[[], Tensor]]:
-    return tensor.numel() * dtype.itemsize, lambda: tensor.to(dtype)
 
 
 def _facts(result: Merged, source: str, dtype: DType) -> dict[str, Any]:

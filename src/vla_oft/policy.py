@@ -4,14 +4,13 @@ Policy.load(dir)  ->  policy.act([observation, ...])  ->  [ActionChunk, ...]
 policy(batch)     ->  (loss, metrics)                     one wrapper, one optimizer, one checkpoint
 """
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -139,8 +138,9 @@ class Policy(nn.Module):
         return policy
 
     def _state_normalizer(self, when: str) -> Normalizer:
-        assert self.statistics.state is not None  # checked against the robot in __init__
-        return Normalizer(self.statistics.state, None, self.config.robot.normalization, when if self.config.parity else None)
+        statistics, c = self.statistics, self.config
+        assert statistics.state is not None  # checked against the robot in __init__
+        return Normalizer(statistics.state, statistics.state_mask, c.robot.normalization, when if c.parity else None)
 
     @property
     def training_state_normalizer(self) -> Normalizer | None:
@@ -238,11 +238,11 @@ class Policy(nn.Module):
     def write(self, folder: Path) -> None:
         """Write the files of a checkpoint into an existing folder."""
         self.write_facts(folder)
-        weights.write_shards({name: (tensor.nbytes, lambda t=tensor: t) for name, tensor in self.state_dict().items()}, folder)
+        weights.write_shards({name: weights.LazyTensor.of(tensor) for name, tensor in self.state_dict().items()}, folder)
 
-    def write_facts(self, folder: Path) -> None:
-        """Everything but the weights."""
-        document = {"format_version": FORMAT_VERSION, **to_dict(self.config)}
+    def write_facts(self, folder: Path, **changes: Any) -> None:
+        """Everything but the weights. changes: fields of `policy.json` to write otherwise."""
+        document = {"format_version": FORMAT_VERSION, **to_dict(self.config), **changes}
         (folder / "policy.json").write_text(json.dumps(document, indent=2) + "\n")
         save_statistics(folder / "statistics.json", {self.config.dataset: self.statistics})
         self.tokenizer.save(str(folder / "tokenizer.json"))
@@ -263,11 +263,8 @@ class Policy(nn.Module):
         Raises ValueError naming what is missing or does not fit.
         """
         folder = checkpoint_folder(hub.resolve(path))
-        config = load_config(folder)
+        config = load_config(folder, dataset)
         statistics = load_statistics(folder / "statistics.json")
-        config = dataclasses.replace(config, dataset=dataset or config.dataset)
-        if config.dataset not in statistics:
-            raise ValueError(f"{folder}/statistics.json has {sorted(statistics)}, not '{config.dataset}'")
         with torch.device("meta"):
             policy = cls(config, statistics[config.dataset], tokens.load_tokenizer(folder))
         load_weights(policy, folder, device, dtype or _default_dtype(folder, torch.device(device)))
@@ -289,15 +286,29 @@ def checkpoint_folder(path: Path) -> Path:
     raise ValueError(f"{path} is not a checkpoint: it has no policy.json (and no checkpoints/last/policy.json)")
 
 
-def load_config(folder: Path) -> PolicyConfig:
-    """Read and check `policy.json` of a checkpoint folder."""
+def load_config(folder: Path, dataset: str | None = None) -> PolicyConfig:
+    """Read and check `policy.json` of a checkpoint folder. dataset: whose statistics normalise, None for the checkpoint's own choice.
+
+    Raises ValueError for a checkpoint without statistics, or with several of which none is chosen.
+    """
     document = json.loads((folder / "policy.json").read_text())
     version = document.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise ValueError(f"{folder}/policy.json has format_version {version!r}; this program reads {FORMAT_VERSION}")
     if not (folder / "statistics.json").is_file():
         raise ValueError(f"{folder} has no statistics.json: without it actions cannot be un-normalised; copy it from the training run")
-    return from_dict(PolicyConfig, document, "policy.json")
+    known = sorted(load_statistics(folder / "statistics.json"))
+    chosen = dataset or document.get("dataset")
+    if chosen is None:
+        raise ValueError(f"{folder} was trained on {known}: choose whose statistics normalise, Policy.load(path, dataset=...)")
+    if chosen not in known:
+        raise ValueError(f"{folder}/statistics.json has {known}, not '{chosen}'")
+    return from_dict(PolicyConfig, {**document, "dataset": chosen}, "policy.json")
+
+
+def some_dataset(folder: Path) -> str:
+    """The dataset that a checkpoint's policy chooses, or any where the choice is open: for work that does not act."""
+    return json.loads((folder / "policy.json").read_text()).get("dataset") or min(load_statistics(folder / "statistics.json"))
 
 
 def load_weights(policy: Policy, folder: Path, device: str | torch.device, dtype: torch.dtype, *, merge: bool = True) -> None:
@@ -309,8 +320,10 @@ def load_weights(policy: Policy, folder: Path, device: str | torch.device, dtype
 
 def _default_dtype(folder: Path, device: torch.device) -> torch.dtype:
     """See `Policy.load`."""
-    only_float32 = device.type == "cpu" or weights.stored_dtypes(folder) == {"F32"}
-    return torch.float32 if only_float32 else torch.bfloat16
+    if device.type == "cpu":
+        return torch.float32
+    stored = {tensor.dtype for tensor in weights.open_weights(folder).values()}
+    return stored.pop() if len(stored) == 1 else torch.bfloat16
 
 
 class _Decoder:

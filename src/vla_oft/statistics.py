@@ -63,7 +63,7 @@ class DatasetStatistics:
     """Statistics of one dataset.
 
     normalize_mask: bool (D,), False where an action dimension passes through unchanged.
-    state: None when the dataset has no proprioceptive state.
+    state: None when the dataset has no proprioceptive state. state_mask: bool (S,), like normalize_mask; None normalises all.
     """
 
     action: Moments
@@ -71,6 +71,7 @@ class DatasetStatistics:
     normalize_mask: np.ndarray
     num_transitions: int
     num_trajectories: int
+    state_mask: np.ndarray | None = None
 
     def check(self, spec: RobotSpec) -> "DatasetStatistics":
         """Return self if the sizes fit robot `spec`; otherwise raise ValueError."""
@@ -85,7 +86,8 @@ class DatasetStatistics:
         """One entry of the reference's `dataset_statistics.json`."""
         entry: dict[str, Any] = {"action": {**self.action.to_dict(), "mask": [bool(m) for m in self.normalize_mask]}}
         if self.state is not None:
-            entry["proprio"] = self.state.to_dict()
+            mask = {} if self.state_mask is None else {"mask": [bool(m) for m in self.state_mask]}
+            entry["proprio"] = {**self.state.to_dict(), **mask}
         return {**entry, "num_transitions": self.num_transitions, "num_trajectories": self.num_trajectories}
 
     @classmethod
@@ -94,12 +96,27 @@ class DatasetStatistics:
         if "action" not in values:
             raise ValueError(f"{where}: no 'action' entry; found {sorted(values)}")
         action = Moments.from_dict(values["action"], f"{where}/action")
-        mask = np.asarray(values["action"].get("mask", [True] * action.dim), bool)
-        if mask.shape != (action.dim,):
-            raise ValueError(f"{where}/action: mask has {mask.size} entries for {action.dim} dimensions")
-        state = Moments.from_dict(values["proprio"], f"{where}/proprio") if values.get("proprio") else None
-        counts = {name: int(values.get(name, 0)) for name in ("num_transitions", "num_trajectories")}
-        return cls(action=action, state=state, normalize_mask=mask, **counts)
+        mask = _mask(values["action"], action.dim, f"{where}/action")
+        proprio = values.get("proprio")
+        state = Moments.from_dict(proprio, f"{where}/proprio") if proprio else None
+        return cls(
+            action=action,
+            state=state,
+            normalize_mask=np.ones(action.dim, bool) if mask is None else mask,
+            num_transitions=int(values.get("num_transitions") or 0),
+            num_trajectories=int(values.get("num_trajectories") or 0),
+            state_mask=_mask(proprio, state.dim, f"{where}/proprio") if proprio and state else None,
+        )
+
+
+def _mask(values: dict[str, Any], dim: int, where: str) -> np.ndarray | None:
+    """bool (dim,), or None where there is none."""
+    if values.get("mask") is None:
+        return None
+    mask = np.asarray(values["mask"], bool)
+    if mask.shape != (dim,):
+        raise ValueError(f"{where}: mask has {mask.size} entries for {dim} dimensions")
+    return mask
 
 
 def compute_moments(episodes: Sequence[np.ndarray], what: str) -> Moments:

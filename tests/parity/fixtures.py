@@ -43,7 +43,7 @@ def checkpoint(folder: Path, *, base: bool = False, center_crop: bool = True) ->
         vision_overrides=folder / "vision_tower_overrides.json",
         center_crop=center_crop,
     )
-    return import_checkpoint(request, out, say=lambda line: None)
+    return import_checkpoint(request, out, report=lambda line: None)
 
 
 def load(folder: Path, *, base: bool = False, center_crop: bool = True) -> Policy:

@@ -46,7 +46,7 @@ def set_weights(policy: Policy, weights: dict[str, Tensor]) -> None:
 def factors(folder: Path) -> dict[str, Tensor]:
     """The adapter of an imported checkpoint under peft's parameter names."""
     pairs = load_adapter(folder / "adapter").factors.items()
-    return {f"{m}.lora_{side}.default.weight": factor.float() for m, pair in pairs for side, factor in zip("AB", pair, strict=True)}
+    return {f"{m}.lora_{side}.default.weight": factor.float() for m, pair in pairs for side, factor in zip("AB", pair[:2], strict=True)}
 
 
 def recorded(path: Path) -> dict[str, Tensor]:

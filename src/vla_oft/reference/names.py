@@ -43,8 +43,8 @@ STATE_PROJECTOR = Component("proprio_projector", "", "state_projector.")
 
 
 def film_to_ours(name: str) -> str:
-    """A name of the wrapped vision backbone -> ours (LoRA suffixes stay)."""
-    return VLM + name.replace(".block.", ".").replace(".base_layer.", ".")
+    """A name of the wrapped vision backbone (with or without the wrapper's `module.`) -> ours (LoRA suffixes stay)."""
+    return VLM + name.removeprefix("module.").replace(".block.", ".").replace(".base_layer.", ".")
 
 
 def film_to_theirs(name: str) -> str:

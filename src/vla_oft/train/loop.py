@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vla_oft import __version__, robots
+from vla_oft import __version__, hub, robots
 from vla_oft.atomic import replace_file, require_empty
 from vla_oft.config import from_dict, to_dict
 from vla_oft.data.chunks import ChunkDataset
@@ -136,7 +136,7 @@ def check(config: TrainConfig, out: Path, *, resume: bool, device: str) -> Train
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={device}, but this torch ({torch.__version__}) finds no CUDA GPU; use --device cpu")
     if isinstance(config.model, Pretrained):
-        checkpoint_folder(Path(config.model.path))
+        checkpoint_folder(hub.resolve(config.model.path))
     robots.load(config.robot)
     if config.precision == "auto":
         config = dataclasses.replace(config, precision=_decide_precision(config, out, resume, device))

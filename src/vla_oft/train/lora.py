@@ -23,9 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_oft.adapter import Adapter
+from vla_oft.adapter import Adapter, Factors
 from vla_oft.policy import Policy
-from vla_oft.weights import write_shards
+from vla_oft.weights import LazyTensor, write_shards
 
 REFERENCE_TARGETS = (
     *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"),
@@ -139,9 +139,9 @@ def is_adapted(policy: nn.Module) -> bool:
 def adapter(policy: Policy) -> Adapter:
     """The update matrices, under the plain names of the layers they belong to. Shares memory with `policy`."""
     layers: dict[str, Any] = {name: module for name, module in policy.named_modules() if _NAME in getattr(module, "lora_A", {})}
-    some = next(iter(layers.values()))
-    factors = {name: (m.lora_A[_NAME].weight.detach(), m.lora_B[_NAME].weight.detach()) for name, m in layers.items()}
-    return Adapter(factors=factors, rank=some.r[_NAME], alpha=some.lora_alpha[_NAME])
+    return Adapter(
+        {name: Factors(m.lora_A[_NAME].weight.detach(), m.lora_B[_NAME].weight.detach(), m.scaling[_NAME]) for name, m in layers.items()}
+    )
 
 
 def trained_state(policy: Policy) -> dict[str, Tensor]:
@@ -176,7 +176,7 @@ def _ends(name: str, end: str) -> bool:
 
 def _write_frozen(frozen: dict[str, Tensor], folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        write_shards({name: (tensor.nbytes, lambda t=tensor: t) for name, tensor in frozen.items()}, Path(temporary))
+        write_shards({name: LazyTensor.of(tensor) for name, tensor in frozen.items()}, Path(temporary))
         for file in Path(temporary).glob("*.safetensors"):
             file.rename(folder / file.name.replace("model", FROZEN, 1))
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from vla_oft import preprocess, robots
+from vla_oft import hub, preprocess, robots
 from vla_oft.data.augment import AugmentConfig, augment
 from vla_oft.data.base import Source, check_source, open_source, source_statistics
 from vla_oft.data.chunks import ChunkDataset, Samples
-from vla_oft.policy import Batch, Policy, PolicyConfig
+from vla_oft.policy import Batch, Policy, PolicyConfig, checkpoint_folder, some_dataset
 from vla_oft.statistics import DatasetStatistics
 from vla_oft.train.config import Fresh, Pretrained, TrainConfig
 from vla_oft.vlm import sizes, tokens
@@ -67,7 +67,8 @@ def _fresh(config: TrainConfig, model: Fresh, sources: list[Source]) -> Policy:
 
 def _pretrained(config: TrainConfig, model: Pretrained, sources: list[Source]) -> Policy:
     spec = robots.load(config.robot)
-    base = Policy.load(model.path, dtype=torch.float32)
+    folder = checkpoint_folder(hub.resolve(model.path))
+    base = Policy.load(folder, dtype=torch.float32, dataset=some_dataset(folder) if model.statistics == "own" else None)
     if len(base.config.robot.cameras) > len(spec.cameras):
         print(f"warning: the pretrained policy saw {len(base.config.robot.cameras)} cameras, robot '{spec.name}' has {len(spec.cameras)}")
     own = model.statistics == "own"

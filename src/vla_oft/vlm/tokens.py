@@ -61,7 +61,7 @@ class PromptEncoder:
             if len(self._cache) >= CACHED_PROMPTS:
                 self._cache.clear()
             text = PROMPTS[self.style].format(instruction=(instruction if self.verbatim else instruction.strip()).lower())
-            ids = [i for i in self.tokenizer.encode(text, add_special_tokens=False).ids if i != self.config.bos]
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
             if not ids or ids[-1] != self.config.empty:
                 ids.append(self.config.empty)
             self._cache[instruction] = ids
@@ -124,4 +124,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no tokenizer.json: not a complete checkpoint; import or download it again")
-    return Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no type of its own for a broken file
+        raise ValueError(f"{path} is not a tokenizer ({error}); copy or download it again") from None
+    tokenizer.no_padding()  # stored settings of somebody's last batch would change every prompt
+    tokenizer.no_truncation()
+    return tokenizer
