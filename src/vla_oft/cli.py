@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 
 def quickstart(
@@ -48,7 +48,7 @@ def train(
     seed: int | None = None,
     resume: bool = False,
     device: str | None = None,
-    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = (),
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE"), UseAppendAction] = (),
 ) -> None:
     """Train a policy by a named recipe; see `vla-oft show RECIPE`.
 
@@ -63,7 +63,7 @@ def train(
         seed: of initialisation, order and augmentation.
         resume: continue the run in --out where its last checkpoint left off.
         device: "cpu" or "cuda"; the GPU if there is one.
-        set: any other field of the recipe, for example model.path=runs/base.
+        set: any other field of the recipe, for example model.path=runs/base or 'lora={"rank": 16}'; may be given several times.
     """
     import torch
 

@@ -35,6 +35,10 @@ def test_help_needs_neither_torch_nor_mujoco(tmp_path):
     [
         (["train", "no_such_recipe"], "unknown recipe 'no_such_recipe'; known: debug"),
         (["train", "debug", "--set", "lrr=1"], "there is no 'lrr'"),
+        (["train", "debug", "--set", "lrr=1", "--set", "seed=3"], "there is no 'lrr'"),
+        (["ckpt", "import", "nowhere/at/all", "out"], "no such folder, and not a hub id"),
+        (["ckpt", "export", "nowhere", "out"], "nowhere is not a checkpoint"),
+        (["ckpt", "merge", "nowhere", "out"], "nowhere: no such folder"),
         (["train", "debug", "--set", "lr=fast"], "TrainConfig.lr: expected float, got 'fast'"),
         (["train", "debug", "--set", "datasets.0.path=nowhere"], "nowhere does not exist"),
         (["eval", "nowhere", "--suite", "tabletop/touch"], "nowhere is not a checkpoint"),
