@@ -24,7 +24,7 @@ from vla_oft.reference.exporter import model_document, pixel_document
 from vla_oft.robots.libero import SPEC
 from vla_oft.statistics import compute_statistics, save_statistics
 from vla_oft.vlm import sizes, tokens
-from vla_oft.weights import LazyTensor, write_shards
+from vla_oft.weights import LazyTensor, open_weights, write_shards
 
 
 def create(tokenizer_folder: Path, out: Path) -> None:
@@ -89,9 +89,9 @@ def main() -> None:
         create(tokenizer_folder, work / "published")
         for name in ("import", "load bfloat16", "export"):
             subprocess.run([sys.executable, __file__, "--step", name, str(work)], check=True)
-        for path in sorted((work / "published").glob("*.safetensors")):
-            same = path.read_bytes() == (work / "exported" / path.name).read_bytes()
-            print(f"{path.name}: {'every byte returned' if same else 'header or layout differs'}")
+        before, after = open_weights(work / "published"), open_weights(work / "exported")
+        same = before.keys() == after.keys() and all(torch.equal(tensor.read(), after[name].read()) for name, tensor in before.items())
+        print(f"{len(before)} tensors, {'every bit returned' if same else 'some changed'}")
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

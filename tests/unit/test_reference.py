@@ -482,6 +482,13 @@ def test_unknown_robot(folder):
     assert Policy.load(bring_in(folder, publishable(), robot="bridge", cameras=1)).config.chunk_len == 5
 
 
+def test_too_little_memory_is_said_before_anything_is_read(folder, monkeypatch):
+    monkeypatch.setattr("vla_oft.weights._RESERVE_BYTES", 10**18)
+    out = bring_in(folder, publishable())
+    with pytest.raises(ValueError, match=r"needs .* GB of memory, .* are free; load it with dtype=torch.bfloat16"):
+        Policy.load(out)
+
+
 def test_no_such_source(tmp_path):
     with pytest.raises(ValueError, match="no such folder, and not a hub id"):
         import_checkpoint(ImportRequest(source=str(tmp_path / "nowhere" / "at" / "all")), tmp_path / "out")

@@ -11,14 +11,16 @@ import torch
 from tests.tiny import tiny_policy
 from vla_oft.data.augment import AugmentConfig
 from vla_oft.data.lerobot_writer import Episode, LeRobotWriter
-from vla_oft.heads import grounding, l1
+from vla_oft.heads import diffusion, discrete, grounding, l1, pooled
 from vla_oft.policy import Policy
 from vla_oft.robots.tabletop import SPEC
-from vla_oft.train import checkpoint
+from vla_oft.train import checkpoint, setup
 from vla_oft.train.config import Dataset, Fresh, Phase, Pretrained, TrainConfig
 from vla_oft.train.loop import train
+from vla_oft.train.lora import FILM
 from vla_oft.train.optimizer import AdamW, Muon
 from vla_oft.train.schedule import Cosine
+from vla_oft_client import Observation
 
 LENGTH = 12
 
@@ -208,6 +210,59 @@ def test_cameras_of_other_people_are_mapped(tmp_path):
 def test_the_random_crop_of_training_is_the_central_crop_of_inference(demos, tmp_path):
     train(config(demos, augment=AugmentConfig(crop_area=0.8)), tmp_path / "run")
     assert Policy.load(tmp_path / "run").config.preprocess.crop_area == 0.8
+
+
+TABLE_1 = {  # the paper's rows, each adding to the one before
+    "openvla": {"head": discrete.Config(decoding="autoregressive"), "chunk_len": 1, "num_cameras": 1, "use_state": False},
+    "parallel decoding": {"head": discrete.Config(), "chunk_len": 1, "num_cameras": 1, "use_state": False},
+    "action chunks": {"head": discrete.Config(), "num_cameras": 1, "use_state": False},
+    "l1": {"head": l1.Config(), "num_cameras": 1, "use_state": False},
+    "diffusion": {"head": diffusion.Config(inference_steps=2), "num_cameras": 1, "use_state": False},
+    "more inputs": {"head": l1.Config()},
+    "pooled": {"head": pooled.Config()},
+}
+
+
+@pytest.mark.parametrize("row", TABLE_1)
+def test_every_row_of_the_papers_table_trains_from_one_base(demos, tmp_path, row, base):
+    settings = dict(TABLE_1[row])
+    head = settings.pop("head")
+    folder = train(config(demos, model=Pretrained(path=str(base), head=head), **settings), tmp_path / "run")
+    policy = Policy.load(folder)
+    spec = policy.config.robot
+    assert policy.config.head == head
+    assert (len(spec.cameras), spec.state_dim) == ((2, 8) if row in ("more inputs", "pooled") else (1, 0))
+    seen = Observation(
+        {camera: np.full((128, 128, 3), 99, np.uint8) for camera in spec.cameras},
+        np.zeros(spec.state_dim, np.float32),
+        "touch the red block",
+    )
+    (chunk,) = policy.act([seen])
+    assert chunk.actions.shape == (settings.get("chunk_len", 8), 7)
+    assert all(np.isfinite(r["loss"]) for r in rows(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def base(demos, tmp_path_factory) -> Path:
+    return train(config(demos), tmp_path_factory.mktemp("base") / "run")
+
+
+def test_film_is_added_at_the_identity_and_taken_away(demos, tmp_path, base):
+    before = Policy.load(base)
+    without = train(
+        config(demos, model=Pretrained(path=str(base), film=False), phases=(Phase(steps=1, mixture=(1.0,)),)), tmp_path / "without"
+    )
+    assert not [name for name in Policy.load(without).state_dict() if ".scale." in name]
+    settings = config(demos, model=Pretrained(path=str(without), film=True))
+    policy = setup.build_policy(settings, setup.open_datasets(settings))
+    added = {name: p for name, p in policy.state_dict().items() if FILM.search(name.rpartition(".")[0])}
+    assert added.keys() == {name for name in before.state_dict() if FILM.search(name.rpartition(".")[0])}
+    assert not any(p.any() for p in added.values())
+
+
+def test_more_cameras_than_the_robot_has_are_refused(demos, tmp_path):
+    with pytest.raises(ValueError, match="num_cameras=3: robot 'tabletop' has 2"):
+        train(config(demos, num_cameras=3), tmp_path / "run")
 
 
 def test_one_switch_makes_data_and_policy_behave_like_the_reference(demos, tmp_path, capsys):

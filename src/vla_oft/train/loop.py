@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vla_oft import __version__, hub, robots
+from vla_oft import __version__, hub
 from vla_oft.atomic import replace_file, require_empty
 from vla_oft.config import from_dict, to_dict
 from vla_oft.data.chunks import ChunkDataset
@@ -137,7 +137,7 @@ def check(config: TrainConfig, out: Path, *, resume: bool, device: str) -> Train
         raise ValueError(f"device={device}, but this torch ({torch.__version__}) finds no CUDA GPU; use --device cpu")
     if isinstance(config.model, Pretrained):
         checkpoint_folder(hub.resolve(config.model.path))
-    robots.load(config.robot)
+    config.robot_spec()
     if config.precision == "auto":
         config = dataclasses.replace(config, precision=_decide_precision(config, out, resume, device))
     if config.lora:

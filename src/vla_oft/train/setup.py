@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from vla_oft import hub, preprocess, robots
+from vla_oft import hub, preprocess
 from vla_oft.data.augment import AugmentConfig, augment
 from vla_oft.data.base import Source, check_source, open_source, source_statistics
 from vla_oft.data.chunks import ChunkDataset, Samples
-from vla_oft.policy import Batch, Policy, PolicyConfig, checkpoint_folder, some_dataset
+from vla_oft.heads import discrete
+from vla_oft.policy import Batch, HeadConfig, Policy, PolicyConfig, checkpoint_folder, some_dataset
 from vla_oft.statistics import DatasetStatistics
 from vla_oft.train.config import Fresh, Pretrained, TrainConfig
+from vla_oft.train.lora import FILM
 from vla_oft.vlm import sizes, tokens
 
 GROUNDING = "grounding"
@@ -24,7 +26,7 @@ LANDMARKS = "landmarks"
 
 def open_datasets(config: TrainConfig) -> list[Source]:
     """Open and check every dataset against the robot. Raises ValueError naming what does not fit; prints warnings."""
-    spec = robots.load(config.robot)
+    spec = config.robot_spec()
     sources = [open_source(d.path, dict(d.cameras) or None) for d in config.datasets]
     for source in sources:
         for warning in check_source(source, spec):
@@ -40,7 +42,7 @@ def build_policy(config: TrainConfig, sources: list[Source]) -> Policy:
 
 
 def _fresh(config: TrainConfig, model: Fresh, sources: list[Source]) -> Policy:
-    spec = robots.load(config.robot)
+    spec = config.robot_spec()
     corpus = sorted(
         {
             tokens.PROMPTS[model.prompt_style].format(instruction=task.lower())
@@ -66,7 +68,7 @@ def _fresh(config: TrainConfig, model: Fresh, sources: list[Source]) -> Policy:
 
 
 def _pretrained(config: TrainConfig, model: Pretrained, sources: list[Source]) -> Policy:
-    spec = robots.load(config.robot)
+    spec = config.robot_spec()
     folder = checkpoint_folder(hub.resolve(model.path))
     base = Policy.load(folder, dtype=torch.float32, dataset=some_dataset(folder) if model.statistics == "own" else None)
     if len(base.config.robot.cameras) > len(spec.cameras):
@@ -74,20 +76,24 @@ def _pretrained(config: TrainConfig, model: Pretrained, sources: list[Source]) -
     own = model.statistics == "own"
     if not own and (base.config.robot.action_dim, base.config.robot.state_dim) != (spec.action_dim, spec.state_dim):
         raise ValueError(f"statistics='base' needs a base policy of the same sizes as robot '{spec.name}'; use statistics='own'")
+    head = model.head or base.config.head
     changed = dataclasses.replace(
         base.config,
         robot=spec,
+        vlm=dataclasses.replace(base.config.vlm, film=base.config.vlm.film if model.film is None else model.film),
+        head=head,
         dataset=_main_source(config, sources).name if own else base.config.dataset,
         chunk_len=spec.chunk_len,
         use_state=spec.state_dim > 0,
         prompt_style=model.prompt_style or base.config.prompt_style,
-        preprocess=dataclasses.replace(base.config.preprocess, crop_area=_crop_area(config)),
+        preprocess=dataclasses.replace(base.config.preprocess, crop_area=_crop_area(config), camera=_camera(base.config, head)),
         parity=config.parity,
     )
     policy = _skeleton(changed, _new_statistics(config, sources) if own else base.statistics, base.tokenizer, config.seed)
     shapes = {name: tensor.shape for name, tensor in policy.state_dict().items()}
     kept = {name: tensor for name, tensor in base.state_dict().items() if shapes.get(name) == tensor.shape}
-    policy.load_state_dict(kept, strict=False, assign=True)
+    film = {name: torch.zeros(shape) for name, shape in shapes.items() if FILM.search(name.rpartition(".")[0]) and name not in kept}
+    policy.load_state_dict({**kept, **film}, strict=False, assign=True)
     new = sorted(shapes.keys() - kept.keys())
     assert not any(tensor.is_meta for tensor in policy.state_dict().values())
     if new:
@@ -116,6 +122,15 @@ def _skeleton(config: PolicyConfig, statistics: DatasetStatistics, tokenizer: To
     return policy
 
 
+def _camera(base: PolicyConfig, head: HeadConfig) -> preprocess.Camera | None:
+    """How an imported policy's camera images are resized: the original OpenVLA leaves it to the crop, OFT does not."""
+    camera = base.preprocess.camera
+    if camera is None or head == base.head:
+        return camera
+    autoregressive = isinstance(head, discrete.Config) and head.decoding == "autoregressive"
+    return dataclasses.replace(camera, resize="none" if autoregressive else "jpeg-lanczos")
+
+
 def _crop_area(config: TrainConfig) -> float:
     """Inference looks at the central part of an image when training looked at random parts of the same size."""
     return config.augment.crop_area if config.augment else 1.0
@@ -130,7 +145,7 @@ def _main_source(config: TrainConfig, sources: list[Source]) -> Source:
 
 
 def _new_statistics(config: TrainConfig, sources: list[Source]) -> DatasetStatistics:
-    return source_statistics(_main_source(config, sources), robots.load(config.robot).normalize_mask)
+    return source_statistics(_main_source(config, sources), config.robot_spec().normalize_mask)
 
 
 def report_constant_dims(policy: Policy) -> None:
