@@ -283,7 +283,8 @@ def checkpoint_folder(path: Path) -> Path:
     last = path / "checkpoints" / "last"
     if (last / "policy.json").is_file():
         return last.resolve()
-    raise ValueError(f"{path} is not a checkpoint: it has no policy.json (and no checkpoints/last/policy.json)")
+    published = " (a published one: bring it in with `vla-oft ckpt import`)" if (path / "dataset_statistics.json").is_file() else ""
+    raise ValueError(f"{path} is not a checkpoint: it has no policy.json, and no checkpoints/last/policy.json{published}")
 
 
 def load_config(folder: Path, dataset: str | None = None) -> PolicyConfig:

@@ -46,6 +46,10 @@ def export_checkpoint(
         report(f"note: the reference's code ends every prompt with token {LLAMA2_EMPTY}; this tokenizer's is {config.vlm.tokens.empty}")
     label = step or _step(source)
     adapter = load_adapter(source / "adapter") if (source / "adapter").is_dir() else None
+    if adapter and not unmerged:
+        report(
+            "note: weights and adapter are summed and rounded, as the reference does; `ckpt merge --dtype bfloat16` measures what that moves"
+        )
     weights = _typed(open_weights(source), keep=imported)
     with atomic_directory(out) as folder:
         _write_text(config, source, folder)
