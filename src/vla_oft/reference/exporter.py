@@ -47,9 +47,7 @@ def export_checkpoint(
     label = step or _step(source)
     adapter = load_adapter(source / "adapter") if (source / "adapter").is_dir() else None
     if adapter and not unmerged:
-        report(
-            "note: weights and adapter are summed and rounded, as the reference does; `ckpt merge --dtype bfloat16` measures what that moves"
-        )
+        report("note: weights and adapter are summed and rounded once; `ckpt merge --dtype bfloat16` measures what that moves")
     weights = _typed(open_weights(source), keep=imported)
     with atomic_directory(out) as folder:
         _write_text(config, source, folder)
