@@ -105,6 +105,7 @@ def evaluate(
     controls: tuple[str, ...] = ("swapped",),
     record: int = 3,
     camera_size: int = 128,
+    dataset: str | None = None,
     out: Path | None = None,
     json: bool = False,
     device: str | None = None,
@@ -112,7 +113,7 @@ def evaluate(
     """Closed-loop evaluation of a checkpoint in simulation.
 
     Args:
-        checkpoint: a checkpoint or run folder.
+        checkpoint: a checkpoint or run folder, or a hub id.
         suite: tasks, for example tabletop/touch, tabletop, or tabletop/touch,tabletop/push.
         trials: episodes for each task and condition.
         seed: which block of scenes; the same seed gives the same scenes.
@@ -121,6 +122,7 @@ def evaluate(
         controls: further conditions on the same scenes: swapped (another object is named), blind (none is), expert.
         record: film the first N trials of each task and condition.
         camera_size: pixels of the simulated cameras, as in the demonstrations.
+        dataset: whose statistics normalise, where the checkpoint has several.
         out: folder for results.jsonl, summary.json and videos; a new one beside the checkpoint by default.
         json: print one JSON object on stdout and nothing else.
         device: "cpu" or "cuda"; the GPU if there is one.
@@ -137,6 +139,7 @@ def evaluate(
         controls=controls,
         record=record,
         camera_size=camera_size,
+        dataset=dataset,
         out=out,
         device=device,
     )

@@ -1,5 +1,6 @@
 """`vla-oft eval`: load a checkpoint, check that it fits the simulator, evaluate, print a table and write report.html."""
 
+import dataclasses
 import hashlib
 import shlex
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vla_oft import hub
 from vla_oft.evaluate.plan import EvalConfig
 from vla_oft.evaluate.reading import evaluation_report
 from vla_oft.evaluate.report import write_report
@@ -22,6 +24,7 @@ from vla_oft.policy import Policy, checkpoint_folder
 class EvalRequest:
     """What the command line asks for; see `vla-oft eval --help`.
 
+    checkpoint: its folder, its run's folder, or a hub id. dataset: whose statistics normalise, where the checkpoint has several.
     camera_size: side of the policy's camera images in pixels, as in the demonstrations that it was trained on.
     """
 
@@ -36,14 +39,16 @@ class EvalRequest:
     out: Path | None
     device: str | None
     camera_size: int = 128
+    dataset: str | None = None
 
 
 def run(request: EvalRequest, *, quiet: bool = False) -> Results:
     """Evaluate and, unless `quiet`, print the results. Raises ValueError before any work for what does not fit."""
     resolve(request.suite)
-    folder = checkpoint_folder(Path(request.checkpoint))
+    folder = checkpoint_folder(hub.resolve(request.checkpoint))
     started = time.strftime("%Y%m%d-%H%M%S")
-    out = request.out or folder.parent / f"eval-{folder.name}-{request.suite.replace('/', '-').replace(',', '+')}-{started}"
+    beside = folder.parent if Path(request.checkpoint).exists() else Path()  # not into the hub's cache
+    out = request.out or beside / f"eval-{folder.name}-{request.suite.replace('/', '-').replace(',', '+')}-{started}"
     config = EvalConfig(
         suite=request.suite,
         trials=request.trials,
@@ -56,7 +61,7 @@ def run(request: EvalRequest, *, quiet: bool = False) -> Results:
         out=out,
     )
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = Policy.load(folder, device=device)
+    policy = Policy.load(folder, device=device, dataset=request.dataset)
     check_robot(policy, request.suite)
     results = evaluate(policy, config, checkpoint=fingerprint(folder))
     report = write_report(out / "report.html", evaluation_report(results, out, command_line(request)))
@@ -75,6 +80,7 @@ def command_line(request: EvalRequest) -> str:
         "num-envs": request.num_envs,
         "execute-steps": request.execute_steps,
         "camera-size": request.camera_size,
+        "dataset": request.dataset,
         "record": request.record,
     }
     words = [word for flag, value in flags.items() if value is not None for word in (f"--{flag}", str(value))]
@@ -82,23 +88,39 @@ def command_line(request: EvalRequest) -> str:
 
 
 def check_robot(policy: Policy, suite: str) -> None:
-    """Raise ValueError with the differences unless the policy was trained for the suite's robot."""
+    """Raise ValueError with the differences unless the policy can drive the suite's robot.
+
+    It may read fewer cameras, or no state, and predict other chunks; how it normalises is its own affair.
+    """
+    own = policy.config.robot
     for task in resolve(suite):
         simulator = task.make(16)
         try:
             spec = simulator.spec
         finally:
             simulator.close()
-        differences = policy.config.robot.differences(spec)
+        cameras = own.cameras if set(own.cameras) <= set(spec.cameras) else spec.cameras
+        alike = dataclasses.replace(
+            spec,
+            cameras=cameras,
+            state_dim=own.state_dim and spec.state_dim,
+            chunk_len=own.chunk_len,
+            normalize_mask=own.normalize_mask if own.action_dim == spec.action_dim else spec.normalize_mask,
+            normalization=own.normalization,
+        )
+        differences = own.differences(alike)
         if differences:
-            raise ValueError(
-                f"the policy was trained for robot '{policy.config.robot.name}', {task} is robot '{spec.name}': {'; '.join(differences)}"
-            )
+            raise ValueError(f"the policy was trained for robot '{own.name}', {task} is robot '{spec.name}': {'; '.join(differences)}")
 
 
 def fingerprint(folder: Path) -> str:
     """Short hash of a checkpoint's weights and configuration."""
     digest = hashlib.sha256()
-    for file in [folder / "policy.json", folder / "statistics.json", *sorted(folder.glob("model*.safetensors"))]:
+    for file in [
+        folder / "policy.json",
+        folder / "statistics.json",
+        *sorted(folder.glob("model*.safetensors")),
+        *sorted(folder.glob("adapter/*")),
+    ]:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

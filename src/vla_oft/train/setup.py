@@ -74,7 +74,7 @@ def _pretrained(config: TrainConfig, model: Pretrained, sources: list[Source]) -
     if len(base.config.robot.cameras) > len(spec.cameras):
         print(f"warning: the pretrained policy saw {len(base.config.robot.cameras)} cameras, robot '{spec.name}' has {len(spec.cameras)}")
     own = model.statistics == "own"
-    if not own and (base.config.robot.action_dim, base.config.robot.state_dim) != (spec.action_dim, spec.state_dim):
+    if not own and (base.config.robot.action_dim != spec.action_dim or spec.state_dim not in (0, base.config.robot.state_dim)):
         raise ValueError(f"statistics='base' needs a base policy of the same sizes as robot '{spec.name}'; use statistics='own'")
     head = model.head or base.config.head
     changed = dataclasses.replace(
