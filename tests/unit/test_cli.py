@@ -41,7 +41,7 @@ def test_help_needs_neither_torch_nor_mujoco(tmp_path):
         (["ckpt", "merge", "nowhere", "out"], "nowhere: no such folder"),
         (["train", "debug", "--set", "lr=fast"], "TrainConfig.lr: expected float, got 'fast'"),
         (["train", "debug", "--set", "datasets.0.path=nowhere"], "nowhere does not exist"),
-        (["eval", "nowhere", "--suite", "tabletop/touch"], "nowhere is not a checkpoint"),
+        (["eval", "nowhere", "--suite", "tabletop/touch"], "nowhere: no such folder"),
         (["eval", "nowhere", "--suite", "tabletop/juggle"], "has no family 'juggle'; it has touch"),
         (["data", "collect", "tabletop/juggle", "--out", "demos"], "has no family 'juggle'; it has touch"),
         (["ckpt", "show", "nowhere"], "nowhere is not a checkpoint"),
