@@ -192,12 +192,14 @@ class Policy(nn.Module):
         `generator` (on the CPU). Deterministic heads ignore both.
         Raises ValueError for an observation that does not fit the robot, FloatingPointError when the model's answer is not finite.
         """
+        inputs, given = self.prepare(observations), self._check_noise(noise, len(observations))
         was_training = self.training
         self.eval()
-        inputs = self.prepare(observations)
-        predicted = self.predict(inputs, generator, self._check_noise(noise, len(observations)))
+        try:
+            predicted = self.predict(inputs, generator, given)
+        finally:
+            self.train(was_training)
         actions = self.action_normalizer.unnormalize(predicted.double().cpu().numpy())
-        self.train(was_training)
         if not np.isfinite(actions).all():
             raise FloatingPointError("the policy's actions are not finite: its weights are broken, nothing was sent to the robot")
         period_s = self.config.robot.period_s
