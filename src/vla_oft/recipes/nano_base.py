@@ -1,7 +1,7 @@
 """The small pretrained policy that ships with this package: what OpenVLA-7B is to a robot lab, in a size that a laptop can train.
 
-Two phases, one command, about two hours on two cores (benchmarks/quickstart.md): first language grounding on random scenes (which patches show the named object?),
-then actions of every task family but `HELD_OUT`, which stays new for fine-tuning.
+Two phases, one command, about two hours on two cores (benchmarks/quickstart.md): first language grounding on random scenes (which patches
+show the named object?), then actions of every task family but `HELD_OUT`, which stays new for fine-tuning.
 """
 
 import os
