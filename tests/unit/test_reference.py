@@ -406,7 +406,7 @@ def test_stored_padding_and_truncation_are_ignored(folder):
     (folder / "again").rename(folder / "plain")
     path = folder / "published" / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.enable_padding(length=64)
+    tokenizer.enable_padding(length=500)
     tokenizer.enable_truncation(4)
     tokenizer.save(str(path))
     again = Policy.load(bring_in(folder, publishable()))
