@@ -69,7 +69,7 @@ def test_training_images_and_states_are_what_inference_sees(tmp_path, size: int,
 def test_actions_come_back_from_training_units_as_they_were_recorded(tmp_path):
     policy = tiny_policy()
     mask = np.array([True] * 3 + [False] * 4)  # not the robot's own: statistics of a base policy may be
-    policy.action_normalizer = dataclasses.replace(policy.action_normalizer, mask=mask, kind="zscore")
+    policy.interface.action_normalizer = dataclasses.replace(policy.action_normalizer, mask=mask, kind="zscore")
     source = recorded(tmp_path / "set", 16)
     actions = training_data(policy, source, preprocess.Preparation(tiny_config().preprocess)).batch([0]).actions[0, :6]
     np.testing.assert_allclose(policy.action_normalizer.unnormalize(actions), source.actions(0), atol=1e-5)

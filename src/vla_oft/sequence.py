@@ -1,0 +1,128 @@
+"""What a policy reads, and the sequence that its decoder sees; see `vlm/tokens.py` for the layout."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vla_oft.heads.base import Steps
+
+if TYPE_CHECKING:
+    from vla_oft.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyInputs:
+    """What the model reads.
+
+    pixels: float (B, V, 6, H, W), see `preprocess.to_pixels`.
+    prompt_ids: int64 (B, L) without BOS, padded on the left; prompt_mask: bool (B, L), or None when nothing is padded.
+    state: float32 (B, S) normalised, or None.
+    """
+
+    pixels: Tensor
+    prompt_ids: Tensor
+    prompt_mask: Tensor | None
+    state: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(PolicyInputs):
+    """Inputs and targets.
+
+    actions: float32 (B, K, D) normalised; valid: bool (B, K). grounding: uint8 (B, V, 2, S, S), see `heads/grounding.py`, and
+    landmarks: float32 (B, 2, 3) in metres, or None where the data has none.
+    """
+
+    actions: Tensor
+    valid: Tensor
+    grounding: Tensor | None = None
+    landmarks: Tensor | None = None
+
+
+class Sequence:
+    """One batch, embedded once. Implements `heads.base.Decode`."""
+
+    def __init__(self, policy: "Policy", inputs: PolicyInputs) -> None:
+        self.vlm, self.inputs = policy.vlm, inputs
+        special = policy.config.vlm.tokens
+        self.num_tokens, self.stop = special.num_tokens, special.stop
+        B, device = len(inputs.prompt_ids), inputs.prompt_ids.device
+        ends = torch.tensor([special.bos, special.stop], device=device).expand(B, 2)
+        self.bos_embed, self.stop_embed = self.embed(ends).split(1, dim=1)
+        self.prompt = self.embed(inputs.prompt_ids)
+        padding_counts = policy.config.parity and policy.training
+        patches = self.vlm.embed_images(inputs.pixels.to(policy.dtype), self._mean_language(padding_counts))
+        self.num_patches = patches.shape[1]
+        self.prefix = [self.bos_embed, patches]
+        if policy.state_projector is not None:
+            assert inputs.state is not None, "a policy with use_state got no state"
+            self.prefix.append(policy.state_projector(inputs.state.to(policy.dtype))[:, None])
+        self.patch_states = self.first_hidden = patches  # of the latest call: see __call__
+
+    def _mean_language(self, padding_counts: bool) -> Tensor:
+        """(B, W): mean embedding of BOS, prompt and stop token. FiLM's input. The reference's training lets padding count."""
+        mask = None if padding_counts else self.inputs.prompt_mask
+        prompt = self.prompt if mask is None else self.prompt * mask[..., None]
+        count = self.prompt.shape[1] if mask is None else mask.sum(1, keepdim=True)
+        return (self.bos_embed[:, 0] + self.stop_embed[:, 0] + prompt.sum(1)) / (count + 2)
+
+    def zeros(self, num_slots: int) -> Tensor:
+        return self.prompt.new_zeros(len(self.prompt), num_slots, self.prompt.shape[-1])
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.vlm.embed_tokens(ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.vlm.language_model.lm_head(hidden).float()
+
+    def __call__(self, slots: Tensor, context: Tensor | None = None, *, causal: bool = False, predict_stop: bool = False) -> Tensor:
+        prefix = self.prefix if context is None else [*self.prefix, context[:, None]]
+        embeds = torch.cat([*prefix, self.prompt, slots, self.stop_embed], dim=1)
+        num_fixed, num_slots = sum(p.shape[1] for p in prefix), slots.shape[1]
+        rows = slice(embeds.shape[1] - num_slots - 2, embeds.shape[1] - 2 + predict_stop)
+        hidden, penultimate = self.vlm.language_model(
+            embeds,
+            self._positions(num_fixed, embeds.shape[1]),
+            key_mask=self._key_mask(num_fixed, embeds.shape[1]),
+            causal=causal,
+            rows=rows,
+        )
+        self.patch_states = penultimate[:, 1 : 1 + self.num_patches]  # (B, V * P, W) where they enter the last layer
+        self.first_hidden = hidden[:, 0]  # (B, W)
+        return hidden
+
+    def steps(self) -> Steps:
+        embeds = torch.cat([*self.prefix, self.prompt], dim=1)
+        num_fixed, length = embeds.shape[1] - self.prompt.shape[1], embeds.shape[1]
+        cache = self.vlm.language_model.new_cache()
+
+        def step(token: Tensor | None) -> Tensor:
+            nonlocal length
+            length += token is not None
+            new = embeds if token is None else token[:, None]
+            hidden, _ = self.vlm.language_model(
+                new,
+                self._positions(num_fixed, length)[:, -new.shape[1] :],
+                key_mask=self._key_mask(num_fixed, length),
+                causal=True,
+                rows=slice(new.shape[1] - 1, new.shape[1]),
+                cache=cache,
+            )
+            return hidden[:, 0]
+
+        return step
+
+    def _positions(self, num_fixed: int, length: int) -> Tensor:
+        positions = torch.arange(length, device=self.prompt.device)[None]
+        mask = self.inputs.prompt_mask
+        if mask is None:
+            return positions
+        padding = (~mask).sum(1, keepdim=True)
+        return torch.where(positions < num_fixed, positions, (positions - padding).clamp(min=num_fixed))
+
+    def _key_mask(self, num_fixed: int, length: int) -> Tensor | None:
+        mask = self.inputs.prompt_mask
+        return None if mask is None else F.pad(mask, (num_fixed, length - num_fixed - mask.shape[1]), value=True)
