@@ -7,6 +7,7 @@ A head never sees images, prompts or token layout. Adding a head is adding one f
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from typing import Protocol
 
 import torch
@@ -57,9 +58,25 @@ class Decode(Protocol):
 
 
 class ActionHead(nn.Module, ABC):
-    """Continuous or discrete actions from decoded slots. reads_logits: whether the decoder's vocabulary projection is used."""
+    """Continuous or discrete actions from decoded slots.
+
+    reads_logits: whether the decoder's vocabulary projection is used. draws_noise: whether `sample` starts from noise.
+    """
 
     reads_logits = False
+    draws_noise = False
+    chunk_len: int
+    action_dim: int
+
+    @property
+    def num_action_tokens(self) -> int | None:
+        """How many tokens, counted from the vocabulary's end, `sample` chooses among; None for all."""
+        return None
+
+    @property
+    def variant(self) -> Hashable:
+        """Settings that change what `sample` does, for whoever records it once and replays it."""
+        return None
 
     @abstractmethod
     def loss(self, decode: Decode, actions: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:

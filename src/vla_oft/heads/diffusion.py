@@ -113,6 +113,8 @@ class NoisyActionProjector(nn.Module):
 class Head(ActionHead):
     """Diffusion. `inference_steps` may be changed at any time."""
 
+    draws_noise = True
+
     def __init__(self, config: Config, width: int, chunk_len: int, action_dim: int) -> None:
         super().__init__()
         self.config, self.chunk_len, self.action_dim = config, chunk_len, action_dim
@@ -129,6 +131,10 @@ class Head(ActionHead):
     def inference_steps(self, steps: int) -> None:
         check_inference_steps(steps, self.config.train_steps)
         self._inference_steps = steps
+
+    @property
+    def variant(self) -> int:
+        return self._inference_steps
 
     def _predict(self, decode: Decode, noisy: Tensor, levels: Tensor) -> Tensor:
         """Noise in `noisy` float32 (B, K, D) at levels (B): float32 (B, K, D)."""

@@ -64,6 +64,10 @@ class Head(ActionHead):
         """Tokens of one chunk."""
         return self.chunk_len * self.action_dim
 
+    @property
+    def num_action_tokens(self) -> int | None:
+        return None if self.config.any_token else self.config.bins
+
     def pick(self, logits: Tensor, num_tokens: int) -> Tensor:
         """The likeliest token: vocabulary scores (..., vocabulary rows) -> ids (...)."""
         if self.config.any_token:

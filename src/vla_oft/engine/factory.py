@@ -1,0 +1,91 @@
+"""Which class stores which weights: by the precision, the device and what is installed."""
+
+import torch
+
+from vla_oft.engine import linear_cpu, ops
+from vla_oft.engine.linear import Dense, Linear, Rowwise
+from vla_oft.engine.options import Options, Precision, WeightKind, numerics
+from vla_oft.engine.weight_only import WeightOnly4, WeightOnly8
+from vla_oft.policy_config import PolicyConfig
+from vla_oft.weights import check_memory
+
+_RESERVE_BYTES = 1_500_000_000
+"""Of a GPU's memory, for what is computed and for captured graphs."""
+
+
+class Factory:
+    """Makes empty layers. llm, gated, vision: big ones of the decoder, its gate and up, and of the towers; dense: small or exact ones."""
+
+    def __init__(self, precision: Precision, device: torch.device, options: Options) -> None:
+        self.numerics = numerics(precision)
+        self.dtype, self.device = self.numerics.dtype, device
+        self.ops = ops.fused() if options.triton and device.type == "cuda" else ops.TORCH
+
+    def dense(self) -> Linear:
+        return self._make("dense")
+
+    def vision(self) -> Linear:
+        return self._make(self.numerics.vision)
+
+    def llm(self) -> Linear:
+        return self._make(self.numerics.llm)
+
+    def gated(self) -> Linear:
+        if self.numerics.llm == "dense" and self._packs:
+            return linear_cpu.PackedGateUp(self.dtype, self.device, self.ops)
+        return self.llm()
+
+    @property
+    def _packs(self) -> bool:
+        return self.device.type == "cpu" and linear_cpu.available()
+
+    def _make(self, kind: WeightKind) -> Linear:
+        arguments = (self.dtype, self.device, self.ops)
+        if kind == "dense":
+            return (linear_cpu.PackedDense if self._packs else Dense)(*arguments)
+        if kind in ("fp8", "int8-dynamic"):
+            return Rowwise(torch.int8 if kind == "int8-dynamic" else torch.float8_e4m3fn, *arguments)
+        return (WeightOnly8 if kind == "int8" else WeightOnly4)(*arguments)
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raise ValueError for a precision that is unknown, or that the device cannot multiply in."""
+    numerics(precision)
+    if device.type != "cuda":
+        return
+    needed = {"fp8": (8, 9), "fp8-llm": (8, 9), "fp32": (0, 0)}.get(precision, (8, 0))
+    capability = torch.cuda.get_device_capability(device)
+    if capability < needed:
+        name, wanted, found = torch.cuda.get_device_name(device), "{}.{}".format(*needed), "{}.{}".format(*capability)
+        raise ValueError(f"precision={precision!r} needs a GPU of compute capability {wanted}; {name} has {found}: choose another")
+
+
+def require_memory(config: PolicyConfig, precision: Precision, device: torch.device) -> None:
+    """Raise ValueError when the weights in `precision` do not fit the device's free memory."""
+    needed = weight_bytes(config, precision)
+    if device.type == "cpu":
+        check_memory(needed, f"compiling for precision={precision!r}")
+        return
+    if device.type != "cuda":
+        raise ValueError(f"device={str(device)!r}: policies are compiled for cpu and cuda")
+    free, _ = torch.cuda.mem_get_info(device)
+    if needed + _RESERVE_BYTES > free:
+        name, gigabytes = torch.cuda.get_device_name(device), (needed + _RESERVE_BYTES) / 1e9
+        raise ValueError(
+            f"precision={precision!r} needs {gigabytes:.1f} GB on {name}, {free / 1e9:.1f} GB are free: choose int8 or int4, "
+            "or compile from a checkpoint or a policy on the CPU, which then takes no memory there"
+        )
+
+
+def weight_bytes(config: PolicyConfig, precision: Precision) -> int:
+    """About, of all weights as they will be stored."""
+    chosen, vlm = numerics(precision), config.vlm
+    size = {"dense": chosen.dtype.itemsize, "fp8": 1, "int8-dynamic": 1, "int8": 1, "int4": 0.53}
+    width, kv_width = vlm.llm.width, vlm.llm.num_kv_heads * vlm.llm.head_dim
+    llm = vlm.llm.depth * width * (2 * width + 2 * kv_width + 3 * vlm.llm.mlp_dim)
+    towers = sum(t.depth * (4 * t.width * t.width + 2 * t.width * t.mlp_dim) for t in (vlm.dino, vlm.siglip))
+    film = sum(2 * t.depth * t.width * vlm.llm.width for t in (vlm.dino, vlm.siglip)) if vlm.film else 0
+    features = vlm.dino.width + vlm.siglip.width
+    projector = 4 * features * features + 4 * features * vlm.llm.width + vlm.llm.width**2
+    exact = film + 2 * vlm.llm.vocab_size * vlm.llm.width
+    return round(size[chosen.llm] * llm + size[chosen.vision] * (towers + projector) + chosen.dtype.itemsize * exact)
