@@ -123,7 +123,7 @@ class Policy(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Loss (scalar) and detached metrics of one training batch."""
-        decoder = sequence.Sequence(self, batch)
+        decoder = self._sequence(batch)
         loss, metrics = self.action_head.loss(decoder, batch.actions, batch.valid)
         if self.grounding_head is not None and batch.grounding is not None:
             extra, extra_metrics = self.grounding_head.mask_loss(decoder.patch_states, batch.grounding)
@@ -135,7 +135,10 @@ class Policy(nn.Module):
 
     def predict(self, inputs: PolicyInputs, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
         """Normalised actions (B, K, D), float32. See `act` for the noise."""
-        return self.action_head.sample(sequence.Sequence(self, inputs), generator, noise)
+        return self.action_head.sample(self._sequence(inputs), generator, noise)
+
+    def _sequence(self, inputs: PolicyInputs) -> sequence.Sequence:
+        return sequence.Sequence(self.vlm, self.state_projector, inputs, padding_counts=self.config.parity and self.training)
 
     @torch.inference_mode()
     def act(

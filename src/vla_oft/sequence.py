@@ -1,16 +1,13 @@
 """What a policy reads, and the sequence that its decoder sees; see `vlm/tokens.py` for the layout."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla_oft.heads.base import Steps
-
-if TYPE_CHECKING:
-    from vla_oft.policy import Policy
+from vla_oft.vlm import prismatic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +42,24 @@ class Batch(PolicyInputs):
 class Sequence:
     """One batch, embedded once. Implements `heads.base.Decode`."""
 
-    def __init__(self, policy: "Policy", inputs: PolicyInputs) -> None:
-        self.vlm, self.inputs = policy.vlm, inputs
-        special = policy.config.vlm.tokens
+    def __init__(
+        self, vlm: prismatic.Prismatic, state_projector: nn.Module | None, inputs: PolicyInputs, *, padding_counts: bool = False
+    ) -> None:
+        """padding_counts: let padding count in the mean embedding that FiLM reads, as the reference's training does."""
+        self.vlm, self.inputs = vlm, inputs
+        special = vlm.config.tokens
         self.num_tokens, self.stop = special.num_tokens, special.stop
         B, device = len(inputs.prompt_ids), inputs.prompt_ids.device
         ends = torch.tensor([special.bos, special.stop], device=device).expand(B, 2)
         self.bos_embed, self.stop_embed = self.embed(ends).split(1, dim=1)
         self.prompt = self.embed(inputs.prompt_ids)
-        padding_counts = policy.config.parity and policy.training
-        patches = self.vlm.embed_images(inputs.pixels.to(policy.dtype), self._mean_language(padding_counts))
+        dtype = self.prompt.dtype
+        patches = self.vlm.embed_images(inputs.pixels.to(dtype), self._mean_language(padding_counts))
         self.num_patches = patches.shape[1]
         self.prefix = [self.bos_embed, patches]
-        if policy.state_projector is not None:
+        if state_projector is not None:
             assert inputs.state is not None, "a policy with use_state got no state"
-            self.prefix.append(policy.state_projector(inputs.state.to(policy.dtype))[:, None])
+            self.prefix.append(state_projector(inputs.state.to(dtype))[:, None])
         self.patch_states = self.first_hidden = patches  # of the latest call: see __call__
 
     def _mean_language(self, padding_counts: bool) -> Tensor:

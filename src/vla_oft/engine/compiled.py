@@ -95,7 +95,7 @@ class CompiledPolicy:
         runner = self._runner(
             Shapes(len(rows), prompts.embeds.shape[1], prompts.mask is not None, shapes, self._model.head.variant), prompts
         )
-        runner.load(images, self.interface.state(rows), start, prompts)
+        runner.load(images, self.interface.state(rows), None if start is None else start.numpy(), prompts)
         return runner
 
     @torch.inference_mode()
@@ -159,12 +159,12 @@ class CompiledPolicy:
             self._prompts[instructions] = self._model.prompts(torch.from_numpy(ids).to(self.device), on_device)
         return _recent(self._prompts, instructions, KEPT_PROMPTS)
 
-    def _images(self, observations: Sequence[Observation]) -> tuple[tuple[tuple[int, int], ...] | None, list[np.ndarray]]:
+    def _images(self, observations: Sequence[Observation]) -> tuple[tuple[tuple[int, int], ...] | None, list[Sequence[np.ndarray]]]:
         """Raw images by camera and their sizes, or prepared ones and None: on a CPU, and where one camera has several sizes."""
         stacks = [[o.images[camera] for o in observations] for camera in self.config.robot.cameras]
         if not self._device_images or any(image.shape != stack[0].shape for stack in stacks for image in stack):
-            return None, [self.interface.images(observations)]
-        return tuple(stack[0].shape[:2] for stack in stacks), [np.stack(stack) for stack in stacks]
+            return None, [list(self.interface.images(observations))]
+        return tuple(stack[0].shape[:2] for stack in stacks), [*stacks]
 
     def _runner(self, shapes: Shapes, prompts: Prompts) -> Runner:
         if not self._whole:

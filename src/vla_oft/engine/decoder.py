@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vla_oft.engine.linear import Linear, LinearFactory, Read, put, quantized_for
-from vla_oft.engine.ops import Ops, Rows, attend
+from vla_oft.engine.ops import Ops, Rows, add
 from vla_oft.vlm import llama
 
 Rope = tuple[Tensor, Tensor]
@@ -98,7 +98,7 @@ class Layer:
         q, k, v = self._heads(self.inputs[0](normed), batch, layout.rope, self.config.num_heads)
         if cache is not None:
             k, v = cache.extend(k, v)
-        return self._rest(x, attend(q, k, v, layout.mask, causal=layout.causal))
+        return self._rest(x, self.ops.attend(q, k, v, layout.mask, causal=layout.causal))
 
     def merged(self, x: Tensor, batch: int, layout: Layout) -> Tensor:
         """The first layer for x (B S, width) whose rows `layout.zeros` are zero -> (B S, width), nothing left to add."""
@@ -109,8 +109,8 @@ class Layer:
         x, normed = self._norm(rows.flatten(0, 1), None, self.norm1, self.inputs[0].quantize)
         q, k, v = self._heads(self.inputs[0](normed), batch, layout.rope_merged, c.num_heads)
         k, v = _repeat(k, zeros, dim=2), _repeat(v, zeros, dim=2)
-        x, delta = self._rest(x, attend(q, k, v, layout.mask))
-        return _repeat((x + delta).view(batch, -1, c.width), zeros, dim=1).reshape(-1, c.width)
+        x, delta = self._rest(x, self.ops.attend(q, k, v, layout.mask))
+        return _repeat(add(x, delta).view(batch, -1, c.width), zeros, dim=1).reshape(-1, c.width)
 
     def _norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, quantize: torch.dtype | None) -> tuple[Tensor, Rows]:
         return self.ops.add_rms_norm(x, delta, weight, self.config.rms_eps, quantize)
@@ -123,9 +123,9 @@ class Layer:
 
     def _rest(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
         """Everything behind attention (B, R, width); x (B R, width)."""
-        delta = self.o(quantized_for(self.o, self.ops, attended.flatten(0, 1)))
+        delta = self.o(quantized_for(self.o, self.ops, attended.flatten(0, 1)), parts=True)
         x, normed = self._norm(x, delta, self.norm2, self.gate_up.quantize)
-        return x, self.down(self.gate_up.swiglu(normed, self.down.quantize))
+        return x, self.down(self.gate_up.swiglu(normed, self.down.quantize), parts=True)
 
     def linears(self) -> list[Linear]:
         """All big layers."""
@@ -149,12 +149,12 @@ class LastLayer(Layer):
         _, k, v = self._heads(key_value(normed), batch, layout.rope, 0)
         if cache is not None:
             k, v = cache.extend(k, v)
-        pick = lambda rows: rows.view(batch, -1, rows.shape[-1])[:, layout.read].flatten(0, 1)  # noqa: E731
+        pick = lambda rows: rows.view(batch, -1, rows.shape[-1])[:, layout.read].flatten(0, 1).contiguous()  # noqa: E731
         chosen = pick(normed) if isinstance(normed, Tensor) else type(normed)(*map(pick, normed))
         q = query(chosen)
         self.ops.rope_(q, *layout.rope_read, self.config.num_heads, 0)
         q = q.view(batch, -1, self.config.num_heads, self.config.head_dim).transpose(1, 2)
-        return self._rest(pick(x), attend(q, k, v, layout.mask))
+        return self._rest(pick(x), self.ops.attend(q, k, v, layout.mask))
 
 
 class Decoder:

@@ -1,11 +1,15 @@
 """Which class stores which weights: by the precision, the device and what is installed."""
 
+import importlib.util
+import warnings
+
 import torch
 
 from vla_oft.engine import linear_cpu, ops
-from vla_oft.engine.linear import Dense, Linear, Rowwise
+from vla_oft.engine.linear import Linear
+from vla_oft.engine.linear_cpu import PackedDense, PackedGateUp
 from vla_oft.engine.options import Options, Precision, WeightKind, numerics
-from vla_oft.engine.weight_only import WeightOnly4, WeightOnly8
+from vla_oft.engine.tuner import Tuner
 from vla_oft.policy_config import PolicyConfig
 from vla_oft.weights import check_memory
 
@@ -19,7 +23,8 @@ class Factory:
     def __init__(self, precision: Precision, device: torch.device, options: Options) -> None:
         self.numerics = numerics(precision)
         self.dtype, self.device = self.numerics.dtype, device
-        self.ops = ops.fused() if options.triton and device.type == "cuda" else ops.TORCH
+        self.tuner = Tuner.for_device(device, enabled=options.tune and options.triton)
+        self.ops = ops.fused(self.tuner) if options.triton and device.type == "cuda" and has_triton() else ops.TORCH
 
     def dense(self) -> Linear:
         return self._make("dense")
@@ -31,21 +36,19 @@ class Factory:
         return self._make(self.numerics.llm)
 
     def gated(self) -> Linear:
-        if self.numerics.llm == "dense" and self._packs:
-            return linear_cpu.PackedGateUp(self.dtype, self.device, self.ops)
-        return self.llm()
+        return self._make(self.numerics.llm, packed=PackedGateUp)
 
-    @property
-    def _packs(self) -> bool:
-        return self.device.type == "cpu" and linear_cpu.available()
+    def _make(self, kind: WeightKind, packed: type[PackedDense] = PackedDense) -> Linear:
+        made = packed if kind == "dense" and self.device.type == "cpu" and linear_cpu.available() else Linear
+        return made(kind, self.dtype, self.device, self.ops, self.tuner)
 
-    def _make(self, kind: WeightKind) -> Linear:
-        arguments = (self.dtype, self.device, self.ops)
-        if kind == "dense":
-            return (linear_cpu.PackedDense if self._packs else Dense)(*arguments)
-        if kind in ("fp8", "int8-dynamic"):
-            return Rowwise(torch.int8 if kind == "int8-dynamic" else torch.float8_e4m3fn, *arguments)
-        return (WeightOnly8 if kind == "int8" else WeightOnly4)(*arguments)
+
+def has_triton() -> bool:
+    """Whether fused kernels can be had. torch's CUDA builds for Linux bring triton; without it, torch's own kernels serve, one by one."""
+    if importlib.util.find_spec("triton") is not None:
+        return True
+    warnings.warn("triton is not installed: the GPU runs torch's unfused kernels, which is slower; pip install triton", stacklevel=2)
+    return False
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:

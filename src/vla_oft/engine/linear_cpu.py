@@ -23,18 +23,15 @@ class PackedDense(Linear):
     """Weights in the working type, in oneDNN's own layout."""
 
     def fill(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = self._pack(weight)
+        self.values = self._pack(weight)
         put(self, "bias", None if bias is None else bias.to(self.dtype))
 
-    def __call__(self, x: Rows) -> Tensor:
-        return self._product(x, self.weight, "none")
+    def __call__(self, x: Rows, *, parts: bool = False) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.values, self.bias, "none", [], "")
 
     def gelu(self, x: Rows, quantize: torch.dtype | None) -> Rows:
-        assert quantize is None
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "none")
-
-    def _product(self, x: Rows, weight: Tensor, activation: str) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, activation, [], "")
+        out = torch.ops.mkldnn._linear_pointwise(x, self.values, self.bias, "gelu", [], "none")
+        return out if quantize is None else self.ops.quantize_rows(out, quantize)
 
     def _pack(self, weight: Tensor) -> Tensor:
         """In memory of its own: oneDNN may find that the weight is in its layout already."""
@@ -53,10 +50,7 @@ class PackedGateUp(PackedDense):
         gate, up = weight.chunk(2)
         self.gate, self.up = self._pack(gate), self._pack(up)
 
-    def __call__(self, x: Rows) -> Tensor:
-        raise NotImplementedError("gate and up are multiplied together")
-
     def swiglu(self, x: Rows, quantize: torch.dtype | None) -> Rows:
-        assert quantize is None and isinstance(x, Tensor)
         gate = torch.ops.mkldnn._linear_pointwise(x, self.gate, None, "swish", [], "")
-        return torch.ops.mkldnn._linear_pointwise.binary(x, gate, self.up, None, "mul")
+        out = torch.ops.mkldnn._linear_pointwise.binary(x, gate, self.up, None, "mul")
+        return out if quantize is None else self.ops.quantize_rows(out, quantize)

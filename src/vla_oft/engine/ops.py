@@ -6,13 +6,16 @@ the same functions as Triton kernels, one pass over memory each. Both round wher
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vla_oft.vlm.attention import EXPLICIT_ROWS
+
+if TYPE_CHECKING:
+    from vla_oft.engine.tuner import Tuner
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 SMALLEST_SCALE = 1e-12
@@ -40,6 +43,7 @@ class Ops:
     swiglu: Callable[..., Rows]
     gelu: Callable[..., Rows]
     quantize_rows: Callable[..., Quantized]
+    attend: Callable[..., Tensor]
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> Quantized:
@@ -55,7 +59,7 @@ def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, qu
 
     delta: (M, width), or float32 (parts, M, width) that are summed first, or None.
     """
-    total = _add(x, delta)
+    total = add(x, delta)
     if quantize is not None:
         return total, quantize_rows(weight.float() * F.rms_norm(total.float(), (total.shape[-1],), eps=eps), quantize)
     return total, weight.to(x.dtype) * F.rms_norm(total.float(), (total.shape[-1],), eps=eps).to(x.dtype)
@@ -75,7 +79,7 @@ def add_layer_norm(
 
     Row m belongs to image m // rows_per_image.
     """
-    total = _add(x, delta)
+    total = add(x, delta)
     if film is not None:
         gain, shift = film
         images = total.view(-1, rows_per_image, total.shape[-1])
@@ -138,7 +142,8 @@ def _causal(q: Tensor, k: Tensor) -> Tensor:
     return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
 
 
-def _add(x: Tensor, delta: Tensor | None) -> Tensor:
+def add(x: Tensor, delta: Tensor | None) -> Tensor:
+    """x + delta; see `add_rms_norm`."""
     if delta is None:
         return x
     if delta.ndim == 3:
@@ -153,12 +158,22 @@ TORCH = Ops(
     swiglu=swiglu,
     gelu=gelu,
     quantize_rows=quantize_rows,
+    attend=attend,
 )
 
 
-def fused() -> Ops:
-    """The same as Triton kernels. Raises ImportError where triton is not installed; torch's CUDA builds bring it."""
+def fused(tuner: "Tuner | None" = None) -> Ops:
+    """The same as Triton kernels, and attention as the tuner chooses. Raises ImportError where triton is not installed."""
     from vla_oft.engine.kernels import activations, norms, rotary
+    from vla_oft.engine.kernels.attention import Attention, attend_with
+
+    def tuned_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
+        if tuner is None or (causal and mask is not None):
+            return attend(q, k, v, mask, causal=causal)
+        (batch, heads, rows, head_dim), (_, kv_heads, keys, _) = q.shape, k.shape
+        sizes = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "rows": rows, "keys": keys, "head_dim": head_dim}
+        way = tuner.choose(Attention(**sizes, dtype=q.dtype, masked=mask is not None, causal=causal)).way
+        return attend_with(way, q, k, v, mask, causal).transpose(1, 2).flatten(2)
 
     return Ops(
         add_rms_norm=lambda *a, **k: _named(norms.add_rms_norm(*a, **k)),
@@ -167,6 +182,7 @@ def fused() -> Ops:
         swiglu=lambda *a, **k: _quantized(activations.swiglu(*a, **k)),
         gelu=lambda *a, **k: _quantized(activations.gelu(*a, **k)),
         quantize_rows=lambda *a, **k: Quantized(*activations.quantize_rows(*a, **k)),
+        attend=tuned_attend,
     )
 
 

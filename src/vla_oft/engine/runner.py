@@ -39,14 +39,14 @@ class Pinned:
     """A tensor on the device and its twin in page-locked host memory, between which copies need no waiting."""
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-        self.host = torch.empty(tuple(shape), dtype=dtype, pin_memory=device.type == "cuda")
-        self.device = self.host if device.type == "cpu" else torch.empty(tuple(shape), dtype=dtype, device=device)
+        host = torch.empty(tuple(shape), dtype=dtype, pin_memory=device.type == "cuda")
+        self.device = host if device.type == "cpu" else torch.empty(tuple(shape), dtype=dtype, device=device)
+        self._pinned, self.host = host, host.numpy()
 
-    def send(self, values: np.ndarray | Tensor) -> None:
-        """Host to device. The caller waits for the device before the next `send`."""
-        self.host.copy_(torch.as_tensor(values))
-        if self.device is not self.host:
-            self.device.copy_(self.host, non_blocking=True)
+    def send(self) -> None:
+        """What is in `host` now, to the device."""
+        if self.device is not self._pinned:
+            self.device.copy_(self._pinned, non_blocking=True)
 
 
 class Runner:
@@ -64,17 +64,22 @@ class Runner:
         self.noise = Pinned((B, c.chunk_len, c.robot.action_dim), torch.float32, device) if model.head.draws_noise else None
         self.prompts = prompts.clone()
         self._loaded: Prompts | None = prompts
+        self._sent = torch.cuda.Event() if device.type == "cuda" else None
         self._captured: torch.cuda.CUDAGraph | None = None
         self._actions: Tensor | None = None
 
-    def load(self, images: Sequence[np.ndarray], state: np.ndarray | None, noise: Tensor | None, prompts: Prompts) -> None:
-        """Set the inputs. images: uint8, one array for each camera, or one of all prepared ones."""
-        for pinned, values in zip(self.images, images, strict=True):
-            pinned.send(values)
-        for pinned, values in ((self.state, state), (self.noise, noise)):
-            if pinned is not None:
-                assert values is not None
-                pinned.send(values)
+    def load(self, images: Sequence[Sequence[np.ndarray]], state: np.ndarray | None, noise: np.ndarray | None, prompts: Prompts) -> None:
+        """Set the inputs. images: for each camera those of all observations, uint8; or the prepared ones, as if of one camera."""
+        if self._sent is not None:
+            self._sent.synchronize()  # the last inputs have left the host's memory
+        filled = [*zip(self.images, images, strict=True), *((p, v) for p, v in ((self.state, state), (self.noise, noise)) if p is not None)]
+        for pinned, values in filled:
+            assert values is not None
+            for row, value in zip(pinned.host, values, strict=True):
+                np.copyto(row, value)  # any strides: cameras are often mounted upside down
+            pinned.send()
+        if self._sent is not None:
+            self._sent.record()
         if prompts is not self._loaded:
             self.prompts.load(prompts)
             self._loaded = prompts
@@ -83,6 +88,7 @@ class Runner:
         """Load them anew at the next call, though they are the same: the weights are not."""
         self._loaded = None
 
+    @torch.inference_mode()
     def __call__(self) -> Tensor:
         """Normalised actions of what was loaded, float32 (B, K, D) on the device; overwritten by the next call."""
         if not self.graph:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vla_oft.engine.linear import Linear, LinearFactory, Read, put, quantized_for
-from vla_oft.engine.ops import Film, Ops, Rows, attend
+from vla_oft.engine.ops import Film, Ops, Rows, add
 from vla_oft.preprocess import Triple
 from vla_oft.vlm import vit
 
@@ -104,9 +104,8 @@ class Tower:
             delta = self._attention(block, normed, images)
             modulation = None if film is None else (film[i, 0], film[i, 1])
             x, normed = self._norm(x, delta, block, "norm2", tokens, modulation, block.fc1.quantize)
-            delta = block.fc2(block.fc1.gelu(normed, block.fc2.quantize))
-        assert delta is not None
-        return (x + delta).view(images, tokens, width)[:, self.num_prefix :]
+            delta = block.fc2(block.fc1.gelu(normed, block.fc2.quantize), parts=True)
+        return add(x, delta).view(images, tokens, width)[:, self.num_prefix :]
 
     def _norm(
         self, x: Tensor, delta: Tensor | None, block: Block, norm: str, tokens: int, film: Film | None, quantize: torch.dtype | None
@@ -117,7 +116,7 @@ class Tower:
     def _attention(self, block: Block, normed: Rows, images: int) -> Tensor:
         heads, width = self.config.num_heads, self.config.width
         q, k, v = block.qkv(normed).view(images, -1, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-        return block.proj(quantized_for(block.proj, self.ops, attend(q, k, v).reshape(-1, width)))
+        return block.proj(quantized_for(block.proj, self.ops, self.ops.attend(q, k, v).reshape(-1, width)), parts=True)
 
     def _prefix_names(self) -> list[str]:
         return ["cls_token"] * self.config.class_token + ["reg_token"] * bool(self.config.num_registers)

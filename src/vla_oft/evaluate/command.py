@@ -6,10 +6,11 @@ import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from vla_oft import hub
+from vla_oft import engine, hub
 from vla_oft.evaluate.plan import EvalConfig
 from vla_oft.evaluate.reading import evaluation_report
 from vla_oft.evaluate.report import write_report
@@ -26,6 +27,7 @@ class EvalRequest:
 
     checkpoint: its folder, its run's folder, or a hub id. dataset: whose statistics normalise, where the checkpoint has several.
     camera_size: side of the policy's camera images in pixels, as in the demonstrations that it was trained on.
+    precision: of the compiled policy, see `engine.Precision`, or "eager" for the policy as it was trained; None compiles on a GPU.
     """
 
     checkpoint: str
@@ -40,6 +42,7 @@ class EvalRequest:
     device: str | None
     camera_size: int = 128
     dataset: str | None = None
+    precision: str | None = None
 
 
 def run(request: EvalRequest, *, quiet: bool = False) -> Results:
@@ -49,6 +52,8 @@ def run(request: EvalRequest, *, quiet: bool = False) -> Results:
     started = time.strftime("%Y%m%d-%H%M%S")
     beside = folder.parent if Path(request.checkpoint).exists() else Path()  # not into the hub's cache
     out = request.out or beside / f"eval-{folder.name}-{request.suite.replace('/', '-').replace(',', '+')}-{started}"
+    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    precision = request.precision or ("eager" if device == "cpu" else engine.default_precision(torch.device(device)))
     config = EvalConfig(
         suite=request.suite,
         trials=request.trials,
@@ -58,10 +63,10 @@ def run(request: EvalRequest, *, quiet: bool = False) -> Results:
         controls=request.controls,
         camera_size=request.camera_size,
         record=request.record,
+        precision=precision,
         out=out,
     )
-    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = Policy.load(folder, device=device, dataset=request.dataset)
+    policy = load_policy(folder, device, request.dataset, precision)
     check_robot(policy, request.suite)
     results = evaluate(policy, config, checkpoint=fingerprint(folder))
     report = write_report(out / "report.html", evaluation_report(results, out, command_line(request)))
@@ -69,6 +74,13 @@ def run(request: EvalRequest, *, quiet: bool = False) -> Results:
         print_results(results)
         print(f"report: {report}\nrows, summary and videos: {out}")
     return results
+
+
+def load_policy(folder: Path, device: str, dataset: str | None, precision: str) -> Policy | engine.CompiledPolicy:
+    """The policy, compiled unless `precision` is "eager". Raises ValueError for an unknown precision."""
+    if precision == "eager":
+        return Policy.load(folder, device=device, dataset=dataset)
+    return engine.load_compiled(folder, precision=cast(engine.Precision, precision), device=device, dataset=dataset)
 
 
 def command_line(request: EvalRequest) -> str:
@@ -82,12 +94,13 @@ def command_line(request: EvalRequest) -> str:
         "camera-size": request.camera_size,
         "dataset": request.dataset,
         "record": request.record,
+        "precision": request.precision,
     }
     words = [word for flag, value in flags.items() if value is not None for word in (f"--{flag}", str(value))]
     return shlex.join(["vla-oft", "eval", request.checkpoint, *words, "--controls", *request.controls])
 
 
-def check_robot(policy: Policy, suite: str) -> None:
+def check_robot(policy: Policy | engine.CompiledPolicy, suite: str) -> None:
     """Raise ValueError with the differences unless the policy can drive the suite's robot.
 
     It may read fewer cameras, or no state, and predict other chunks; how it normalises is its own affair.

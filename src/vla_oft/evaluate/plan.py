@@ -25,7 +25,7 @@ class EvalConfig:
     execute_steps: actions executed of each chunk; None executes all of it.
     hold_steps: control steps for which success must hold before it counts and ends the episode.
     controls: any of "swapped", "blind", "expert". record: film the first N trials of each family and condition.
-    record_cameras: show beside the picture what the policy saw.
+    record_cameras: show beside the picture what the policy saw. precision: what the policy computes in, for the record.
     out: folder for results.jsonl, summary.json and videos/; None keeps everything in memory.
     """
 
@@ -39,6 +39,7 @@ class EvalConfig:
     camera_size: int = 128
     record: int = 0
     record_cameras: bool = True
+    precision: str = "eager"
     out: Path | None = None
 
     def __post_init__(self) -> None:
