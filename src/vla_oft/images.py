@@ -123,13 +123,13 @@ def _resize(image: np.ndarray, height: int, width: int, method: Filter) -> np.nd
 def _lanczos3(image: np.ndarray, size: int) -> np.ndarray:
     """uint8 (H, W, 3) -> float32 (size, size, 3) in 0..255 with a little overshoot, TRANSPOSED: columns first."""
     height, width = image.shape[:2]
-    rows = _weighted_rows(image.astype(np.float32).reshape(height, -1), *_lanczos_taps(height, size))
+    rows = _weighted_rows(image.astype(np.float32).reshape(height, -1), *lanczos_taps(height, size))
     columns = np.ascontiguousarray(rows.reshape(size, width, 3).swapaxes(0, 1)).reshape(width, -1)
-    return _weighted_rows(columns, *_lanczos_taps(width, size)).reshape(size, size, 3)
+    return _weighted_rows(columns, *lanczos_taps(width, size)).reshape(size, size, 3)
 
 
 @lru_cache(maxsize=64)
-def _lanczos_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
+def lanczos_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
     """Which inputs every output reads, int64 (taps, size_out), and their weights, float32 (taps, size_out, 1); unused taps weigh 0.
 
     The kernel sinc(x) sinc(x / 3), stretched when shrinking. In float32 throughout, in TensorFlow's order of operations: positions of
@@ -193,7 +193,7 @@ def _crop_and_resize(image: np.ndarray, area: float, size: int) -> np.ndarray:
     pixels = image.astype(np.float32)
     pixels *= np.float32(1 / 255)
     for axis in (1, 0):  # across first, as TensorFlow does
-        before, after, share = _crop_samples(image.shape[axis], size, area)
+        before, after, share = crop_samples(image.shape[axis], size, area)
         start, pixels = np.take(pixels, before, axis), np.take(pixels, after, axis)
         pixels -= start
         pixels *= share[:, None] if axis else share[:, None, None]
@@ -202,7 +202,7 @@ def _crop_and_resize(image: np.ndarray, area: float, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _crop_samples(size_in: int, size_out: int, area: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def crop_samples(size_in: int, size_out: int, area: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Between which two inputs every output lies, int64 (size_out,) each, and how far along, float32 (size_out,)."""
     side = np.sqrt(np.float32(area))
     low = (np.float32(1) - side) / np.float32(2)

@@ -39,7 +39,8 @@ class CompiledPolicy:
         self, interface: Interface, read: Read, precision: Precision, device: torch.device, max_prompt_len: int | None, options: Options
     ) -> None:
         check_precision(precision, device)
-        self.interface, self.device, self.precision = interface, device, precision
+        self.interface, self.device = interface, device
+        self.precision: Precision = precision
         self.max_prompt_len, self.options = max_prompt_len, options
         cuda = device.type == "cuda"
         self._graph, self._device_images = options.graph and cuda, options.device_images and cuda
