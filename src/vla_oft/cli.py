@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
+from vla_oft import cli_bench
+
 
 def quickstart(
     *,
@@ -109,6 +111,7 @@ def evaluate(
     out: Path | None = None,
     json: bool = False,
     device: str | None = None,
+    precision: str | None = None,
 ) -> None:
     """Closed-loop evaluation of a checkpoint in simulation.
 
@@ -126,6 +129,8 @@ def evaluate(
         out: folder for results.jsonl, summary.json and videos; a new one beside the checkpoint by default.
         json: print one JSON object on stdout and nothing else.
         device: "cpu" or "cuda"; the GPU if there is one.
+        precision: compile the policy for fp32, bf16, fp8, fp8-llm, int8, int4 or int8-dynamic; "eager" runs it as it was trained. On a GPU
+            bf16 by default, on a CPU eager.
     """
     from vla_oft.evaluate.command import EvalRequest, run
 
@@ -142,6 +147,7 @@ def evaluate(
         dataset=dataset,
         out=out,
         device=device,
+        precision=precision,
     )
     results = run(request, quiet=json)
     if json:
@@ -312,10 +318,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "data": data,
     "ckpt": ckpt,
+    "bench": cli_bench.bench,
 }
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "data": {"collect": data_collect},
     "ckpt": {"show": ckpt_show, "import": ckpt_import, "export": ckpt_export, "merge": ckpt_merge},
+    "bench": cli_bench.COMMANDS,
 }
 
 

@@ -9,12 +9,12 @@ from rich.console import Console
 
 from vla_oft.evaluate import reading
 from vla_oft.evaluate.latency import Query, summarize
-from vla_oft.evaluate.plots import Series, chart, log_ticks, number, smooth, thin, ticks
 from vla_oft.evaluate.report import ActionPlot, Media, Report, SuccessRow, Tile, read_metrics, render, write_report
 from vla_oft.evaluate.results import Results, Trial
 from vla_oft.evaluate.success import Rate
 from vla_oft.evaluate.table import print_results
 from vla_oft.evaluate.tally import tally
+from vla_oft.plots import Series, chart, log_ticks, number, smooth, thin, ticks
 
 
 def trial(seed=0, success=True, condition="normal", **changes):

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from vla_oft.evaluate.page import bullets, escape, key_values, page, section
-from vla_oft.evaluate.plots import Series, chart, smooth
 from vla_oft.evaluate.success import Rate, interval
+from vla_oft.plots import Series, chart, smooth
 
 MEDIA_LIMIT_BYTES = 5_500_000  # base64 makes 7.3 MB of it: the page stays below 8 MB
 CURVES = ("loss", "action_l1", "lr", "grounding", "grad_norm", "val_action_l1")

@@ -1,0 +1,209 @@
+"""`vla-oft bench ...`: part of the command line, see `cli.py`."""
+
+import json as json_module
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+
+def bench() -> None:
+    """Speed: latency, table2, table3, ablation, profile."""
+
+
+def latency(
+    checkpoint: Positional[str | None] = None,
+    *,
+    workload: str | None = None,
+    precision: tuple[str, ...] | None = None,
+    eager: bool = True,
+    calls: int = 200,
+    warmup: int = 20,
+    batch: int = 1,
+    device: str | None = None,
+    camera_size: tuple[int, int] | None = None,
+    instruction: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """How long one answer takes, of the plain policy and of the engine, beside the shortest time that the hardware allows.
+
+    Args:
+        checkpoint: a checkpoint or run folder, or a hub id; without one, random weights of --workload.
+        workload: A, B, C (the paper's configurations, 7.5 B parameters), cpu or nano; B on a GPU, cpu elsewhere.
+        precision: of the engine, several allowed: fp32, bf16, fp8, fp8-llm, int8, int4, int8-dynamic. None after the flag: no engine.
+        eager: also time the policy as it is.
+        calls: timed calls of each kind.
+        warmup: untimed calls before.
+        batch: observations per call.
+        device: "cpu" or "cuda"; the GPU if there is one.
+        camera_size: height and width of the raw images.
+        instruction: what the robot is told; decides the length of the prompt.
+        seed: of random weights and inputs.
+        out: folder for JSON, table, chart and the time of every call.
+        json: print one JSON object on stdout and nothing else.
+    """
+    from vla_oft.bench import latency
+
+    request = latency.LatencyRequest(
+        checkpoint=checkpoint,
+        workload=workload,
+        precision=precision,
+        eager=eager,
+        calls=calls,
+        warmup=warmup,
+        batch=batch,
+        device=device,
+        camera_size=camera_size,
+        instruction=instruction,
+        seed=seed,
+        out=out,
+    )
+    _finish(latency.run(request, quiet=json), json)
+
+
+def table2(
+    *,
+    workload: str | None = None,
+    precision: tuple[str, ...] | None = None,
+    eager: bool = True,
+    calls: int = 200,
+    warmup: int = 20,
+    budget_s: float = 6.0,
+    device: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """The paper's Table II, efficiency on LIBERO: autoregressive, parallel decoding, action chunks, L1, diffusion, additional inputs.
+
+    Args:
+        workload: whose model size: A (7.5 B, on a GPU), cpu or nano.
+        precision: of the engine, several allowed; bf16 on a GPU, fp32 and bf16 elsewhere.
+        eager: also time the policy as it is.
+        calls: timed calls of each kind, at most.
+        warmup: untimed calls before, at most.
+        budget_s: time for one subject in one row; slow rows get fewer calls, at least 2.
+        device: "cpu" or "cuda"; the GPU if there is one.
+        seed: of random weights and inputs.
+        out: folder for JSON, table, chart and the time of every call.
+        json: print one JSON object on stdout and nothing else.
+    """
+    settings = {"workload": workload, "precision": precision, "eager": eager, "calls": calls, "warmup": warmup}
+    _table("table2", json, **settings, budget_s=budget_s, device=device, seed=seed, out=out)
+
+
+def table3(
+    *,
+    workload: str | None = None,
+    precision: tuple[str, ...] | None = None,
+    eager: bool = True,
+    calls: int = 200,
+    warmup: int = 20,
+    budget_s: float = 6.0,
+    device: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """The paper's Table III, efficiency on ALOHA: three cameras, chunks of 25, FiLM, and variants.
+
+    Args:
+        workload: whose model size: A (7.5 B, on a GPU), cpu or nano.
+        precision: of the engine, several allowed; bf16 on a GPU, fp32 and bf16 elsewhere.
+        eager: also time the policy as it is.
+        calls: timed calls of each kind, at most.
+        warmup: untimed calls before, at most.
+        budget_s: time for one subject in one row; slow rows get fewer calls, at least 2.
+        device: "cpu" or "cuda"; the GPU if there is one.
+        seed: of random weights and inputs.
+        out: folder for JSON, table, chart and the time of every call.
+        json: print one JSON object on stdout and nothing else.
+    """
+    settings = {"workload": workload, "precision": precision, "eager": eager, "calls": calls, "warmup": warmup}
+    _table("table3", json, **settings, budget_s=budget_s, device=device, seed=seed, out=out)
+
+
+def ablation(
+    *,
+    workload: str | None = None,
+    precision: str = "bf16",
+    calls: int = 100,
+    warmup: int = 20,
+    budget_s: float = 8.0,
+    device: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """What each optimisation of the engine gains: it is left out, one at a time.
+
+    Args:
+        workload: A, B, C, cpu or nano; B on a GPU, cpu elsewhere.
+        precision: of the engine.
+        calls: timed calls of each kind, at most.
+        warmup: untimed calls before, at most.
+        budget_s: time for each variant; slow ones get fewer calls, at least 2.
+        device: "cpu" or "cuda"; the GPU if there is one.
+        seed: of random weights and inputs.
+        out: folder for JSON, table, chart and the time of every call.
+        json: print one JSON object on stdout and nothing else.
+    """
+    from vla_oft.bench import ablation
+
+    request = ablation.AblationRequest(
+        workload=workload, precision=precision, calls=calls, warmup=warmup, budget_s=budget_s, device=device, seed=seed, out=out
+    )
+    _finish(ablation.run(request, quiet=json), json)
+
+
+def profile(
+    *,
+    workload: str | None = None,
+    precision: str = "bf16",
+    calls: int = 5,
+    top: int = 40,
+    device: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Which kernels a call spends its time in.
+
+    Args:
+        workload: A, B, C, cpu or nano; B on a GPU, cpu elsewhere.
+        precision: of the engine, or "eager".
+        calls: profiled calls.
+        top: kernels to list.
+        device: "cpu" or "cuda"; the GPU if there is one.
+        seed: of random weights and inputs.
+        out: folder for the text.
+    """
+    from vla_oft.bench import profiling
+
+    profiling.run(profiling.ProfileRequest(workload=workload, precision=precision, calls=calls, top=top, device=device, seed=seed, out=out))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "latency": latency,
+    "table2": table2,
+    "table3": table3,
+    "ablation": ablation,
+    "profile": profile,
+}
+
+
+def _table(table: str, json: bool, **settings: Any) -> None:
+    from vla_oft.bench import tables
+
+    _finish(tables.run(tables.TableRequest(table=table, **settings), quiet=json), json)
+
+
+def _finish(document: dict[str, Any], as_json: bool) -> None:
+    """Print the document if asked; exit code 1 when a row failed."""
+    if as_json:
+        sys.stdout.write(json_module.dumps(document, default=str) + "\n")
+    if document["failures"]:
+        sys.exit(1)
