@@ -1,12 +1,13 @@
 """Progress of long jobs: a live bar on a terminal, one plain line now and then elsewhere."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLAIN_INTERVAL_S = 15.0
 
@@ -21,12 +22,15 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(
-    title: str, total: int, unit: str, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    title: str, total: int, unit: str, console: "Console | None" = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Advance]:
-    """Yield the function that reports progress. Everything goes to stderr: stdout belongs to `--json`."""
-    console = console or Console(stderr=True)
+    """Yield the function that reports progress. Everything goes to stderr: stdout belongs to `--json`. Only a live bar needs rich."""
     start = clock()
-    if console.is_terminal:
+    if console.is_terminal if console else sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = console or Console(stderr=True)
         note = TextColumn("{task.fields[note]}")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
         with Progress(*columns, console=console) as bar:
@@ -51,6 +55,6 @@ def progress(
         rate = done / max(now - start, 1e-9)
         left_s = max(0, total - done) / rate if rate else 0.0
         text = f"{title}: {done}/{total} {unit}, {rate:.1f}/s, {left_s:.0f} s left {remark}"
-        console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True)
+        print(text.rstrip(), file=console.file if console else sys.stderr, flush=True)
 
     yield advance
