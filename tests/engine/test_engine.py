@@ -77,6 +77,14 @@ def test_one_row_for_all_empty_slots_is_exact_and_can_be_turned_off(monkeypatch)
     assert len(rows) == 1
 
 
+@pytest.mark.parametrize("option", engine.Options.names())
+def test_every_optimisation_can_be_left_out(option):
+    policy = tiny_policy()
+    fast = engine.compile_policy(policy, options=dataclasses.replace(engine.Options(), **{option: False}))
+    for batch in BATCHES.values():
+        same(fast, policy, batch)
+
+
 def test_slots_that_are_not_empty_are_not_merged():
     policy = tiny_policy(head=HEADS["diffusion"])
     fast = engine.compile_policy(policy)
@@ -263,8 +271,6 @@ def test_wrong_input_is_named():
     policy = tiny_policy()
     with pytest.raises(ValueError, match="precision='fp4' is unknown; choose one of fp32, bf16, fp8"):
         engine.compile_policy(policy, precision="fp4")
-    with pytest.raises(ValueError, match="torch sees no CUDA device"):
-        engine.compile_policy(policy, device="cuda")
     with pytest.raises(ValueError, match=r"cameras=\['left'\] are not cameras of robot 'tabletop'"):
         engine.compile_policy(policy, cameras={"left": (10, 10)})
     fast = engine.compile_policy(policy, max_prompt_len=8)
@@ -278,6 +284,12 @@ def test_wrong_input_is_named():
         fast.act([dataclasses.replace(observation(), images={})])
     with pytest.raises(ValueError, match=r"noise must have shape \(8, 7\)"):
         engine.compile_policy(tiny_policy(head=HEADS["diffusion"])).act(BATCHES["one"], noise=np.zeros((1, 2)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_gpu_is_named():
+    with pytest.raises(ValueError, match="torch sees no CUDA device"):
+        engine.compile_policy(tiny_policy(), device="cuda")
 
 
 def test_broken_weights_never_reach_the_robot():

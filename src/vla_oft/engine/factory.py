@@ -23,6 +23,7 @@ class Factory:
     def __init__(self, precision: Precision, device: torch.device, options: Options) -> None:
         self.numerics = numerics(precision)
         self.dtype, self.device = self.numerics.dtype, device
+        self.pack = options.pack and device.type == "cpu" and linear_cpu.available()
         self.tuner = Tuner.for_device(device, enabled=options.tune and options.triton)
         self.ops = ops.fused(self.tuner) if options.triton and device.type == "cuda" and has_triton() else ops.TORCH
 
@@ -39,7 +40,7 @@ class Factory:
         return self._make(self.numerics.llm, packed=PackedGateUp)
 
     def _make(self, kind: WeightKind, packed: type[PackedDense] = PackedDense) -> Linear:
-        made = packed if kind == "dense" and self.device.type == "cpu" and linear_cpu.available() else Linear
+        made = packed if kind == "dense" and self.pack else Linear
         return made(kind, self.dtype, self.device, self.ops, self.tuner)
 
 

@@ -50,9 +50,10 @@ def numerics(precision: Precision) -> Numerics:
 class Options:
     """Optimisations, all on; `vla-oft bench ablation` turns them off one at a time. None of them changes answers beyond rounding.
 
-    graph: replay one captured CUDA graph per shape. streams: both vision towers at the same time. zero_row: one row stands for all empty
-    action slots in the first layer. triton: fused kernels. tune: measure which matrix product is fastest for each shape. device_images:
-    resize and crop on the device. Those that need a GPU do nothing on a CPU.
+    On a GPU: graph: replay one captured CUDA graph per shape. streams: both vision towers at the same time. triton: fused kernels. tune:
+    measure which matrix product is fastest for each shape. device_images: resize and crop on the device.
+    On a CPU: pack: weights in the layout of its library, activations inside its products.
+    On both: zero_row: one row stands for all empty action slots in the first layer.
     """
 
     graph: bool = True
@@ -61,6 +62,7 @@ class Options:
     triton: bool = True
     tune: bool = True
     device_images: bool = True
+    pack: bool = True
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
