@@ -33,6 +33,7 @@ def observations():
 def test_every_precision_passes_its_gate_on_the_shipped_policy(precision, observations):
     fast = engine.load_compiled(BASE, precision=precision)
     error = accuracy.check_accuracy(fast, Policy.load(BASE), observations)
+    assert precision != "int4" or fast.num_bytes < 0.95 * engine.load_compiled(BASE, precision="int8").num_bytes
     assert precision == "fp32" or error > 1e-4, "a reduced precision that changes nothing is not used"
 
 

@@ -1,6 +1,7 @@
 """A compiled policy answers as the plain one: every removal, every head, every shape."""
 
 import dataclasses
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from vla_oft import engine
 from vla_oft.adapter import Adapter, Factors
 from vla_oft.heads import diffusion, discrete, l1, pooled
 from vla_oft.policy import Policy
+from vla_oft.statistics import save_statistics
 
 HEADS = {
     "l1": l1.Config(),
@@ -58,7 +60,21 @@ def test_prompts_padded_to_a_fixed_length_change_nothing(head):
         same(fast, policy, batch)
 
 
-@pytest.mark.parametrize("changes", [{"use_state": False}, {"parity": True}, {"prompt_style": "openvla"}, {"chunk_len": 1}])
+def unusual_vlm():
+    """Other constants, one key-value head, a tower without class token, towers of unequal depth."""
+    vlm = tiny_policy().config.vlm
+    return dataclasses.replace(
+        vlm,
+        llm=dataclasses.replace(vlm.llm, rope_theta=500.0, rms_eps=1e-2, num_kv_heads=1, depth=3),
+        dino=dataclasses.replace(vlm.dino, class_token=False, depth=2),
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"use_state": False}, {"parity": True}, {"prompt_style": "openvla"}, {"chunk_len": 1}, {"vlm": unusual_vlm()}],
+    ids=["no state", "parity", "another prompt", "one action", "other shapes"],
+)
 def test_other_policies_too(changes):
     policy = tiny_policy(**changes)
     observations = BATCHES["three, two of them padded"]
@@ -90,6 +106,7 @@ def test_slots_that_are_not_empty_are_not_merged():
     fast = engine.compile_policy(policy)
     first, second = (actions(fast, BATCHES["one"], noise=noise) for noise in (NOISE, NOISE[::-1].copy()))
     assert np.abs(first - second).max() > 0.01
+    same(fast, policy, BATCHES["one"])
 
 
 def test_weights_that_no_output_depends_on_are_dropped():
@@ -215,6 +232,31 @@ def test_a_swap_brings_statistics_and_all_other_weights(tmp_path):
         same(fast, Policy.load(folder), BATCHES["three, two of them padded"])
 
 
+def test_a_checkpoint_of_several_datasets_is_normalised_by_the_one_that_is_chosen(tmp_path):
+    policy = tiny_policy()
+    folder = save(policy, tmp_path / "mixed")
+    action = policy.statistics.action
+    other = dataclasses.replace(policy.statistics, action=dataclasses.replace(action, q01=action.q01 - 3, q99=action.q99 + 3))
+    save_statistics(folder / "statistics.json", {"tiny": policy.statistics, "wide": other})
+    facts = json.loads((folder / "policy.json").read_text())
+    (folder / "policy.json").write_text(json.dumps({**facts, "dataset": None}))
+    fast = engine.compile_policy(policy)
+    for compiling in (fast.swap, engine.load_compiled):
+        with pytest.raises(ValueError, match=r"trained on \['tiny', 'wide'\]: choose whose"):
+            compiling(folder)
+    same(fast, policy, BATCHES["one"])
+    fast.swap(folder, dataset="wide")
+    same(fast, Policy.load(folder, dataset="wide"), BATCHES["one"])
+    same(engine.load_compiled(folder, dataset="tiny"), policy, BATCHES["one"])
+
+
+def test_the_estimate_of_memory_is_about_what_weights_take():
+    policy = tiny_policy()
+    for precision in ("fp32", "bf16", "int8"):
+        fast = engine.compile_policy(policy, precision=precision)
+        assert fast.num_bytes < engine.factory.weight_bytes(policy.config, precision) < 6 * fast.num_bytes
+
+
 def test_a_checkpoint_of_another_shape_is_refused_and_nothing_changes(tmp_path):
     policy = tiny_policy()
     fast = engine.compile_policy(policy)
@@ -273,9 +315,22 @@ def test_wrong_input_is_named():
         engine.compile_policy(policy, precision="fp4")
     with pytest.raises(ValueError, match=r"cameras=\['left'\] are not cameras of robot 'tabletop'"):
         engine.compile_policy(policy, cameras={"left": (10, 10)})
+    for wrong in (0, -3, 2.5):
+        with pytest.raises(ValueError, match=f"max_prompt_len={wrong} must be a positive number"):
+            engine.compile_policy(policy, max_prompt_len=wrong)
+    with pytest.raises(ValueError, match=r"has \d+ tokens, but max_prompt_len=8"):
+        engine.compile_policy(policy, max_prompt_len=8, instruction=LONG)
+    with pytest.raises(ValueError, match="cameras without instruction"):
+        engine.compile_policy(policy, cameras={policy.config.robot.cameras[0]: (10, 10)})
+    with pytest.raises(ValueError, match=r"has size \(0, 10\); give \(height, width\)"):
+        engine.compile_policy(policy, cameras={policy.config.robot.cameras[0]: (0, 10)}, instruction="go")
+    with pytest.raises(ValueError, match="device='nonsense': policies are compiled for cpu and cuda"):
+        engine.compile_policy(policy, device="nonsense")
     fast = engine.compile_policy(policy, max_prompt_len=8)
     with pytest.raises(ValueError, match=r"has \d+ tokens, but max_prompt_len=8"):
         fast.act([observation(instruction=LONG)])
+    with pytest.raises(ValueError, match=r"noise must have shape"):
+        fast.act([observation()], noise=np.zeros((1, 2)))
     with pytest.raises(ValueError, match="no observations"):
         fast.act([])
     with pytest.raises(ValueError, match="state is not finite"):

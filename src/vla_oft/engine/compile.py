@@ -7,9 +7,11 @@ import torch
 
 from vla_oft import hub
 from vla_oft.engine.checkpoint import checkpoint_weights, load_interface
-from vla_oft.engine.compiled import CompiledPolicy
+from vla_oft.engine.compiled import CompiledPolicy, check_prompts
+from vla_oft.engine.factory import check_precision
 from vla_oft.engine.options import Options, Precision
 from vla_oft.heads import diffusion
+from vla_oft.interface import Interface
 from vla_oft.policy import Policy
 from vla_oft.policy_config import checkpoint_folder
 
@@ -34,7 +36,7 @@ def compile_policy(
     to so many tokens, which are padded and masked; without it each length of prompt has its own graph, faster and without a mask.
     Raises ValueError for what does not fit, before any work.
     """
-    where = _device(device or policy.device)
+    where = _check(policy.interface, device or policy.device, precision, cameras, instruction, max_prompt_len)
     weights = policy.state_dict()
     compiled = CompiledPolicy(policy.interface, weights.__getitem__, precision or default_precision(where), where, max_prompt_len, options)
     if isinstance(policy.action_head, diffusion.Head) and isinstance(compiled.action_head, diffusion.Head):
@@ -56,8 +58,9 @@ def load_compiled(
     """Specialise a checkpoint: its folder, its run's folder, or a hub id. Weights are read and stored one at a time: a GPU that could not
     hold the checkpoint holds it in int8 or int4. dataset: whose statistics normalise, where there are several. Otherwise `compile_policy`.
     """
-    folder, where = checkpoint_folder(hub.resolve(checkpoint)), _device(device)
+    folder = checkpoint_folder(hub.resolve(checkpoint))
     interface = load_interface(folder, dataset)
+    where = _check(interface, device, precision, cameras, instruction, max_prompt_len)
     read = checkpoint_weights(folder, interface.config, where)
     compiled = CompiledPolicy(interface, read, precision or default_precision(where), where, max_prompt_len, options)
     return _warm(compiled, cameras, instruction)
@@ -68,17 +71,54 @@ def default_precision(device: torch.device) -> Precision:
     return "bf16" if device.type == "cuda" else "fp32"
 
 
+def _check(
+    interface: Interface,
+    device: str | torch.device,
+    precision: Precision | None,
+    cameras: CameraSizes | None,
+    instruction: str | None,
+    max_prompt_len: int | None,
+) -> torch.device:
+    """The device, with its index, once everything that was asked for is known to be possible. Raises ValueError otherwise."""
+    where = _device(device)
+    check_precision(precision or default_precision(where), where)
+    robot = interface.config.robot
+    unknown = sorted((cameras or {}).keys() - set(robot.cameras))
+    if unknown:
+        raise ValueError(f"cameras={unknown} are not cameras of robot '{robot.name}': {list(robot.cameras)}")
+    for camera, shape in (cameras or {}).items():
+        if len(shape) != 2 or min(shape) < 1:
+            raise ValueError(f"cameras: {camera!r} has size {tuple(shape)}; give (height, width) in pixels")
+    if max_prompt_len is not None and (not isinstance(max_prompt_len, int) or max_prompt_len < 1):
+        raise ValueError(f"max_prompt_len={max_prompt_len!r} must be a positive number of tokens, or None")
+    if instruction is not None and not instruction.strip():
+        raise ValueError(f"instruction={instruction!r} is empty")
+    if instruction is not None and max_prompt_len is not None:
+        check_prompts(interface, [instruction], max_prompt_len)
+    if cameras is not None and instruction is None and max_prompt_len is None:
+        raise ValueError("cameras without instruction: give one too, or max_prompt_len, for the length of prompts decides about the graph")
+    return where
+
+
 def _device(device: str | torch.device) -> torch.device:
     """With its index, which streams and graphs need. Raises ValueError without such a device."""
-    where = torch.device(device)
-    if where.type != "cuda":
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        where = None
+    if where is None or where.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={str(device)!r}: policies are compiled for cpu and cuda")
+    if where.type == "cpu":
         return where
     if not torch.cuda.is_available():
         raise ValueError(f'device={str(device)!r}: torch sees no CUDA device here; use device="cpu"')
+    count = torch.cuda.device_count()
+    if where.index is not None and where.index >= count:
+        raise ValueError(f"device={str(device)!r}: there are {count} CUDA devices, 0 to {count - 1}")
     return torch.device("cuda", torch.cuda.current_device() if where.index is None else where.index)
 
 
 def _warm(compiled: CompiledPolicy, cameras: CameraSizes | None, instruction: str | None) -> CompiledPolicy:
     if cameras is not None or instruction is not None:
-        compiled.warm_up(cameras, instruction)
+        compiled.warm_up(cameras, instruction or "go")
     return compiled

@@ -20,12 +20,13 @@ from vla_oft.engine.model import Model
 from vla_oft.engine.options import Options, Precision
 from vla_oft.engine.pixels import Pixels
 from vla_oft.engine.prompts import Prompts
-from vla_oft.engine.runner import Runner, Shapes
+from vla_oft.engine.runner import Runner, Shapes, on_device
 from vla_oft.heads.base import ActionHead
 from vla_oft.interface import Interface
-from vla_oft.policy_config import PolicyConfig, checkpoint_folder, some_dataset
+from vla_oft.policy_config import PolicyConfig, checkpoint_folder
 from vla_oft_client import ActionChunk, Observation
 
+PROMPT_STEP = 8
 KEPT_RUNNERS = 16
 KEPT_PROMPTS = 64
 """Most graphs, and most batches of instructions, that are kept; the least recently used one goes first."""
@@ -87,6 +88,10 @@ class CompiledPolicy:
         if not observations:
             raise ValueError("no observations: pass at least one")
         self.interface.check(observations)
+        with on_device(self.device):
+            return self._prepare(observations, noise, generator)
+
+    def _prepare(self, observations: Sequence[Observation], noise: np.ndarray | Tensor | None, generator: torch.Generator | None) -> Runner:
         rows = _padded(observations) if self._graph else list(observations)
         start = self._noise(noise, generator, len(observations))
         if start is not None:
@@ -100,36 +105,32 @@ class CompiledPolicy:
         return runner
 
     @torch.inference_mode()
-    def warm_up(self, cameras: Mapping[str, tuple[int, int]] | None = None, instruction: str | None = None) -> None:
+    def warm_up(self, cameras: Mapping[str, tuple[int, int]] | None, instruction: str) -> None:
         """Make the graph for these shapes now. cameras: (height, width) of raw images; those of the network by default."""
         size, robot = self.config.preprocess.image_size, self.config.robot
-        unknown = sorted((cameras or {}).keys() - set(robot.cameras))
-        if unknown:
-            raise ValueError(f"cameras={unknown} are not cameras of robot '{robot.name}': {list(robot.cameras)}")
         shapes = {camera: (cameras or {}).get(camera, (size, size)) for camera in robot.cameras}
         images = {camera: np.zeros((*shape, 3), np.uint8) for camera, shape in shapes.items()}
         state = np.zeros(robot.state_dim, np.float32) if robot.state_dim else None
-        self.prepare([Observation(images, state, instruction or "warm up")])()
+        self.prepare([Observation(images, state, instruction)])()
 
     def swap(self, checkpoint: str | Path, dataset: str | None = None) -> None:
         """Take the weights and statistics of another checkpoint of the same shape: its folder, its run's folder, or a hub id.
 
-        A LoRA adapter is added in float32. Graphs stay. dataset: whose statistics normalise, where the checkpoint has several.
+        A LoRA adapter is added in float32. Graphs stay; what was prepared before must be prepared again. dataset: whose statistics
+        normalise, where the checkpoint has several and chooses none.
         Raises ValueError, with nothing changed, for a checkpoint of another shape.
         """
         folder = checkpoint_folder(hub.resolve(checkpoint))
-        interface = load_interface(folder, some_dataset(folder) if dataset is None else dataset)
+        interface = load_interface(folder, dataset)
         different = [name for name in _SHAPE_FIELDS if getattr(interface.config, name) != getattr(self.config, name)]
         if different:
             raise ValueError(f"{folder} differs from the compiled policy in {', '.join(different)}: compile it instead of swapping")
         read = checkpoint_weights(folder, interface.config, self.device)
         self._whole = False
-        with torch.inference_mode():
+        with torch.inference_mode(), on_device(self.device):
             self._model.fill(read)
         self._whole, self.interface = True, interface
         self._prompts.clear()
-        for runner in self._runners.values():
-            runner.forget_prompts()
 
     @property
     def num_bytes(self) -> int:
@@ -138,9 +139,9 @@ class CompiledPolicy:
 
     def _noise(self, noise: np.ndarray | Tensor | None, generator: torch.Generator | None, count: int) -> Tensor | None:
         """What a stochastic head starts from, drawn as `Policy.act` draws it; None for other heads."""
+        given = self.interface.noise(noise, count, torch.device("cpu"))
         if not self._model.head.draws_noise:
             return None
-        given = self.interface.noise(noise, count, torch.device("cpu"))
         if given is not None:
             return given
         return torch.randn(count, self.config.chunk_len, self.config.robot.action_dim, generator=generator, dtype=torch.float32)
@@ -148,17 +149,20 @@ class CompiledPolicy:
     def _encode(self, instructions: tuple[str, ...]) -> Prompts:
         if instructions not in self._prompts:
             ids, mask = self.interface.encode_prompts(list(instructions))
-            limit = self.max_prompt_len
-            if limit is not None:
-                if ids.shape[1] > limit:
-                    longest = max(instructions, key=lambda text: len(self.interface.encode_prompts.ids(text)))
-                    raise ValueError(f"instruction {longest!r} has {ids.shape[1]} tokens, but max_prompt_len={limit}")
-                widths = ((0, 0), (limit - ids.shape[1], 0))
-                ids, mask = np.pad(ids, widths, constant_values=self.config.vlm.tokens.pad), np.pad(mask, widths)
-            masked = limit is not None or not mask.all()
+            length = self._padded_len(instructions, ids.shape[1])
+            widths = ((0, 0), (length - ids.shape[1], 0))
+            ids, mask = np.pad(ids, widths, constant_values=self.config.vlm.tokens.pad), np.pad(mask, widths)
+            masked = self.max_prompt_len is not None or not mask.all()
             on_device = torch.from_numpy(mask).to(self.device) if masked else None
             self._prompts[instructions] = self._model.prompts(torch.from_numpy(ids).to(self.device), on_device)
         return _recent(self._prompts, instructions, KEPT_PROMPTS)
+
+    def _padded_len(self, instructions: tuple[str, ...], length: int) -> int:
+        """Tokens that these prompts are padded to. Batches are padded a little further than they must, so that few graphs serve all."""
+        if self.max_prompt_len is not None:
+            check_prompts(self.interface, instructions, self.max_prompt_len)
+            return self.max_prompt_len
+        return -(-length // PROMPT_STEP) * PROMPT_STEP if self._graph and len(instructions) > 1 else length
 
     def _images(self, observations: Sequence[Observation]) -> tuple[tuple[tuple[int, int], ...] | None, list[Sequence[np.ndarray]]]:
         """Raw images by camera and their sizes, or prepared ones and None: on a CPU, and where one camera has several sizes."""
@@ -174,6 +178,14 @@ class CompiledPolicy:
             pixels = None if shapes.images is None else Pixels(self.config.preprocess, shapes.images, self.device)
             self._runners[shapes] = Runner(self._model, shapes, prompts, pixels, graph=self._graph)
         return _recent(self._runners, shapes, KEPT_RUNNERS)
+
+
+def check_prompts(interface: Interface, instructions: Sequence[str], max_prompt_len: int) -> None:
+    """Raise ValueError for an instruction of more tokens."""
+    for text in instructions:
+        length = len(interface.encode_prompts.ids(text))
+        if length > max_prompt_len:
+            raise ValueError(f"instruction {text!r} has {length} tokens, but max_prompt_len={max_prompt_len}")
 
 
 def _padded(observations: Sequence[Observation]) -> list[Observation]:

@@ -1,6 +1,5 @@
 """Which class stores which weights: by the precision, the device and what is installed."""
 
-import importlib.util
 import warnings
 
 import torch
@@ -9,7 +8,7 @@ from vla_oft.engine import linear_cpu, ops
 from vla_oft.engine.linear import Linear
 from vla_oft.engine.linear_cpu import PackedDense, PackedGateUp
 from vla_oft.engine.options import Options, Precision, WeightKind, numerics
-from vla_oft.engine.tuner import Tuner
+from vla_oft.engine.tuner import Tuner, has_triton
 from vla_oft.policy_config import PolicyConfig
 from vla_oft.weights import check_memory
 
@@ -25,7 +24,10 @@ class Factory:
         self.dtype, self.device = self.numerics.dtype, device
         self.pack = options.pack and device.type == "cpu" and linear_cpu.available()
         self.tuner = Tuner.for_device(device, enabled=options.tune and options.triton)
-        self.ops = ops.fused(self.tuner) if options.triton and device.type == "cuda" and has_triton() else ops.TORCH
+        fused = options.triton and device.type == "cuda"
+        if fused and not has_triton():
+            warnings.warn("triton is not installed: the GPU runs torch's unfused kernels; pip install triton", stacklevel=2)
+        self.ops = ops.fused(self.tuner) if fused and has_triton() else ops.TORCH
 
     def dense(self) -> Linear:
         return self._make("dense")
@@ -42,14 +44,6 @@ class Factory:
     def _make(self, kind: WeightKind, packed: type[PackedDense] = PackedDense) -> Linear:
         made = packed if kind == "dense" and self.pack else Linear
         return made(kind, self.dtype, self.device, self.ops, self.tuner)
-
-
-def has_triton() -> bool:
-    """Whether fused kernels can be had. torch's CUDA builds for Linux bring triton; without it, torch's own kernels serve, one by one."""
-    if importlib.util.find_spec("triton") is not None:
-        return True
-    warnings.warn("triton is not installed: the GPU runs torch's unfused kernels, which is slower; pip install triton", stacklevel=2)
-    return False
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
@@ -70,8 +64,7 @@ def require_memory(config: PolicyConfig, precision: Precision, device: torch.dev
     if device.type == "cpu":
         check_memory(needed, f"compiling for precision={precision!r}")
         return
-    if device.type != "cuda":
-        raise ValueError(f"device={str(device)!r}: policies are compiled for cpu and cuda")
+    torch.cuda.empty_cache()  # what torch keeps of an earlier policy is free too
     free, _ = torch.cuda.mem_get_info(device)
     if needed + _RESERVE_BYTES > free:
         name, gigabytes = torch.cuda.get_device_name(device), (needed + _RESERVE_BYTES) / 1e9

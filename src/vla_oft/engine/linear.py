@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from vla_oft.engine.kernels.candidates import usual_rows
 from vla_oft.engine.kernels.packing import pack_int4
 from vla_oft.engine.kernels.products import EIGHT_BITS, Activation, Product, Stored, compute
 from vla_oft.engine.ops import Ops, Rows, quantize_rows
@@ -67,7 +68,7 @@ class Linear:
 
     def _compute(self, x: Rows, activation: Activation | None, quantize: torch.dtype | None, parts: bool) -> Rows:
         product = Product(
-            rows=len(x if isinstance(x, Tensor) else x.values),
+            rows=usual_rows(len(x if isinstance(x, Tensor) else x.values)),
             columns=len(self.values),
             inner=self.inner,
             kind=self.kind,

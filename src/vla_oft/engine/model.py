@@ -42,7 +42,9 @@ class Model:
             head: ActionHead = head_module(config.head).Head(config.head, vlm.llm.width, config.chunk_len, config.robot.action_dim)
         self.head = head.to(self.dtype).to_empty(device=self.device).eval().requires_grad_(False)
         self.special = vlm.tokens
-        self.graph_pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        cuda = self.device.type == "cuda"
+        self.graph_pool = torch.cuda.graph_pool_handle() if cuda else None
+        self.capture_stream = torch.cuda.Stream(self.device) if cuda else None
 
     def fill(self, read: Read) -> None:
         """Take weights from a policy's parameters, by name; in place when there are some already."""
@@ -93,7 +95,7 @@ class Model:
         return fc2(fc1.gelu(state.to(self.dtype), None))
 
     def __call__(self, images: Tensor, state: Tensor | None, prompts: Prompts, noise: Tensor | None) -> Tensor:
-        """Normalised actions, float32 (B, K, D). images: uint8 (B, V, S, S, 3), prepared; see `policy.PolicyInputs` for the others."""
+        """Normalised actions, float32 (B, K, D). images: uint8 (B, V, S, S, 3), prepared; see `sequence.PolicyInputs` for the others."""
         return self.head.sample(Sequence(self, images, state, prompts), None, noise)
 
     def linears(self) -> list[Linear]:

@@ -1,7 +1,8 @@
 """Everything between two matrix products, on rows (M, width): norms, rotary positions, activations, attention, quantisation of inputs.
 
 `TORCH` is written out in plain torch: the CPU's path, and what the fused kernels of `engine/kernels` are tested against. `fused()` has
-the same functions as Triton kernels, one pass over memory each. Both round where the plain model rounds, so that answers are alike.
+the same functions as Triton kernels, one pass over memory each. Both round to the storage type where the plain model does, or less often
+(rotary positions are rounded once, what becomes 8 bits not before), with one exception: see `attend`.
 """
 
 from collections.abc import Callable
@@ -166,13 +167,16 @@ def fused(tuner: "Tuner | None" = None) -> Ops:
     """The same as Triton kernels, and attention as the tuner chooses. Raises ImportError where triton is not installed."""
     from vla_oft.engine.kernels import activations, norms, rotary
     from vla_oft.engine.kernels.attention import Attention, attend_with
+    from vla_oft.engine.kernels.candidates import usual_rows
 
     def tuned_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
         if tuner is None or (causal and mask is not None):
             return attend(q, k, v, mask, causal=causal)
         (batch, heads, rows, head_dim), (_, kv_heads, keys, _) = q.shape, k.shape
-        sizes = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "rows": rows, "keys": keys, "head_dim": head_dim}
-        way = tuner.choose(Attention(**sizes, dtype=q.dtype, masked=mask is not None, causal=causal)).way
+        sizes = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+        way = tuner.choose(
+            Attention(**sizes, rows=usual_rows(rows), keys=usual_rows(keys), dtype=q.dtype, masked=mask is not None, causal=causal)
+        ).way
         return attend_with(way, q, k, v, mask, causal).transpose(1, 2).flatten(2)
 
     return Ops(

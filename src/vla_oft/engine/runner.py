@@ -2,10 +2,11 @@
 
 load    host -> pinned memory -> device, into the inputs; prompts only when they change
 run     replay: resize, crop, towers, decoder, head
-read    device -> pinned memory -> host
+read    device -> host
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,7 @@ class Runner:
     """The network for fixed shapes. One call at a time."""
 
     def __init__(self, model: Model, shapes: Shapes, prompts: Prompts, pixels: Pixels | None, *, graph: bool) -> None:
-        self.model, self.shapes, self.pixels, self.graph = model, shapes, pixels, graph
+        self.model, self.pixels, self.graph = model, pixels, graph
         c, device, B = model.config, model.device, shapes.batch
         size, V = c.preprocess.image_size, len(c.robot.cameras)
         if shapes.images is None:
@@ -63,7 +64,7 @@ class Runner:
         self.state = Pinned((B, c.robot.state_dim), torch.float32, device) if c.use_state else None
         self.noise = Pinned((B, c.chunk_len, c.robot.action_dim), torch.float32, device) if model.head.draws_noise else None
         self.prompts = prompts.clone()
-        self._loaded: Prompts | None = prompts
+        self._loaded = prompts
         self._sent = torch.cuda.Event() if device.type == "cuda" else None
         self._captured: torch.cuda.CUDAGraph | None = None
         self._actions: Tensor | None = None
@@ -84,34 +85,44 @@ class Runner:
             self.prompts.load(prompts)
             self._loaded = prompts
 
-    def forget_prompts(self) -> None:
-        """Load them anew at the next call, though they are the same: the weights are not."""
-        self._loaded = None
-
     @torch.inference_mode()
     def __call__(self) -> Tensor:
-        """Normalised actions of what was loaded, float32 (B, K, D) on the device; overwritten by the next call."""
-        if not self.graph:
-            return self._forward()
-        if self._captured is None:
-            self._capture()
-        assert self._captured is not None and self._actions is not None
-        self._captured.replay()
-        return self._actions
+        """Normalised actions of what was loaded, float32 (B, K, D) on the device; overwritten by the next call of any runner."""
+        with on_device(self.model.device):
+            if not self.graph:
+                return self._forward()
+            if self._captured is None:
+                self._captured = self._capture()
+            assert self._actions is not None
+            self._captured.replay()
+            return self._actions
 
     def _forward(self) -> Tensor:
         images = self.images[0].device if self.pixels is None else self.pixels([i.device for i in self.images])
         state, noise = (None if pinned is None else pinned.device for pinned in (self.state, self.noise))
         return self.model(images, state, self.prompts, noise)
 
-    def _capture(self) -> None:
-        stream = torch.cuda.Stream(self.model.device)
-        stream.wait_stream(torch.cuda.current_stream(self.model.device))
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """Run until everything is compiled and chosen, then record. All graphs of a policy share one stream and one pool of memory.
+
+        cuBLAS keeps a workspace for each stream. Cleared before and after, it lies in the graph's own memory: torch 2.12 and later free a
+        stream's workspace together with a graph that was captured there, under the feet of other graphs (pytorch issue 193402).
+        """
+        stream = self.model.capture_stream
+        assert stream is not None
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARMUP_CALLS):
                 self._forward()
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.model.graph_pool, stream=stream):
+        torch._C._cuda_clearCublasWorkspaces()
+        with torch.cuda.graph(graph, pool=self.model.graph_pool, stream=stream, capture_error_mode="thread_local"):
             self._actions = self._forward()
-        self._captured = graph
+        torch._C._cuda_clearCublasWorkspaces()
+        return graph
+
+
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Makes a GPU the current one: streams, events and kernels are made for that."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

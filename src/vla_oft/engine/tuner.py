@@ -80,7 +80,7 @@ class Tuner:
     @classmethod
     def for_device(cls, device: torch.device, enabled: bool = True, cache_path: Path | None = None) -> "Tuner":
         """Measures on a CUDA device with triton; never elsewhere, nor when not enabled."""
-        if device.type != "cuda" or not enabled or not _has_triton():
+        if device.type != "cuda" or not enabled or not has_triton():
             return cls(None, None)
         from vla_oft.engine import ops
         from vla_oft.engine.kernels import trials
@@ -114,8 +114,10 @@ class Tuner:
 
     def _measure(self, task: Task, advance: Callable[..., None]) -> Choice:
         assert self.machine is not None and self.bench is not None
-        trial = self.bench(task)
         first, *others = task.candidates(self.machine)
+        if not others:
+            return Choice(way=first.way)
+        trial = self.bench(task)
         torch_ms = trial(first).time_ms
         advance(1, task.key)
         times, refused = {}, {}
@@ -141,16 +143,21 @@ class Tuner:
         """Add to the file what other processes may have added to meanwhile."""
         assert self.path is not None
         self._known = {**_read(self.path), **self.known, key: choice}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         choices = {k: c.to_json() for k, c in sorted(self._known.items())}
-        replace_file(self.path, json.dumps({"format": FORMAT, "choices": choices}, indent=1) + "\n")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self.path, json.dumps({"format": FORMAT, "choices": choices}, indent=1) + "\n")
+        except OSError as e:  # a policy that can act must not fail for want of a cache
+            warnings.warn(
+                f"the kernel times cannot be kept in {self.path} ({_first_line(e)}): they are measured anew next time", stacklevel=2
+            )
 
 
 def default_path(machine: Machine) -> Path:
     """$XDG_CACHE_HOME/vla_oft/gemm-<device>-torch<version>-triton<version>.json; ~/.cache without that variable."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vla_oft"
     name = re.sub(r"[^A-Za-z0-9.+]+", "-", machine.name)
-    triton = metadata.version("triton") if _has_triton() else "none"
+    triton = metadata.version("triton") if has_triton() else "none"
     return folder / f"gemm-{name}-torch{torch.__version__}-triton{triton}.json"
 
 
@@ -166,7 +173,8 @@ def _read(path: Path | None) -> dict[str, Choice]:
         return {}
 
 
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether fused kernels can be had. torch's CUDA builds for Linux bring triton."""
     try:
         metadata.version("triton")
     except metadata.PackageNotFoundError:

@@ -53,7 +53,8 @@ def run(request: EvalRequest, *, quiet: bool = False) -> Results:
     beside = folder.parent if Path(request.checkpoint).exists() else Path()  # not into the hub's cache
     out = request.out or beside / f"eval-{folder.name}-{request.suite.replace('/', '-').replace(',', '+')}-{started}"
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    precision = request.precision or ("eager" if device == "cpu" else engine.default_precision(torch.device(device)))
+    on_gpu = torch.device(device).type == "cuda"
+    precision = request.precision or (engine.default_precision(torch.device(device)) if on_gpu else "eager")
     config = EvalConfig(
         suite=request.suite,
         trials=request.trials,
@@ -69,7 +70,7 @@ def run(request: EvalRequest, *, quiet: bool = False) -> Results:
     policy = load_policy(folder, device, request.dataset, precision)
     check_robot(policy, request.suite)
     results = evaluate(policy, config, checkpoint=fingerprint(folder))
-    report = write_report(out / "report.html", evaluation_report(results, out, command_line(request)))
+    report = write_report(out / "report.html", evaluation_report(results, out, command_line(request, precision)))
     if not quiet:
         print_results(results)
         print(f"report: {report}\nrows, summary and videos: {out}")
@@ -83,8 +84,8 @@ def load_policy(folder: Path, device: str, dataset: str | None, precision: str) 
     return engine.load_compiled(folder, precision=cast(engine.Precision, precision), device=device, dataset=dataset)
 
 
-def command_line(request: EvalRequest) -> str:
-    """What repeats an evaluation, in a new folder."""
+def command_line(request: EvalRequest, precision: str) -> str:
+    """What repeats an evaluation, in a new folder, on any machine."""
     flags = {
         "suite": request.suite,
         "trials": request.trials,
@@ -94,7 +95,7 @@ def command_line(request: EvalRequest) -> str:
         "camera-size": request.camera_size,
         "dataset": request.dataset,
         "record": request.record,
-        "precision": request.precision,
+        "precision": precision,
     }
     words = [word for flag, value in flags.items() if value is not None for word in (f"--{flag}", str(value))]
     return shlex.join(["vla-oft", "eval", request.checkpoint, *words, "--controls", *request.controls])

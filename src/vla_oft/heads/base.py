@@ -34,7 +34,7 @@ class Decode(Protocol):
     stop: int
 
     def zeros(self, num_slots: int) -> Tensor:
-        """Empty slot embeddings (B, num_slots, W) on the right device."""
+        """Empty slot embeddings (B, num_slots, W) on the right device; not to be written to: decoding knows that they are empty."""
         ...
 
     def __call__(self, slots: Tensor, context: Tensor | None = None, *, causal: bool = False, predict_stop: bool = False) -> Tensor:

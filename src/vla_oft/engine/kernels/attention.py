@@ -1,6 +1,6 @@
 """Attention through one of torch's backends, as something that can be tuned."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ BACKENDS = {
 class Attention:
     """q (batch, heads, rows, head_dim) over k and v (batch, kv_heads, keys, head_dim). masked: a bool mask (batch, 1, 1, keys) is given."""
 
-    baseline: str = field(default="torch", init=False)
     batch: int
     heads: int
     kv_heads: int

@@ -43,6 +43,14 @@ kernel that waits for itself for ever cannot be stopped from within the process 
 GEOMETRIES, MAX_TILES = 5, 14
 
 
+ROWS_STEP = 64
+
+
+def usual_rows(rows: int) -> int:
+    """What a number of rows (tokens) is tuned as: prompts of similar length then share what was measured, as they share the tiles."""
+    return 16 if rows <= 16 else -(-rows // ROWS_STEP) * ROWS_STEP
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """A GPU. capability: 90 for sm_90; shared_bytes: the most shared memory that one program may have."""

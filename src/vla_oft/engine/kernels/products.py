@@ -7,7 +7,7 @@ gated    the Triton kernel with gate and up in one program; weights (2 F, K), ga
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from vla_oft.engine.kernels.candidates import Machine, Shape, matmul_tiles, narrow_tiles
 from vla_oft.engine.kernels.packing import unpack_int4
 from vla_oft.engine.kernels.tiles import Tiles
-from vla_oft.engine.ops import Ops, Rows
+from vla_oft.engine.ops import Ops, Quantized, Rows
 from vla_oft.engine.options import WeightKind
 
 Way = Literal["torch", "matmul", "gated"]
 Activation = Literal["gelu", "swiglu"]
-_TOO_FEW_ROWS = 16
+_TOO_FEW_ROWS, _FP8_ROWS = 16, 256
 EIGHT_BITS = {"fp8": torch.float8_e4m3fn, "int8-dynamic": torch.int8}
 
 
@@ -54,7 +54,6 @@ class Product:
     activation and quantize are applied to the result; parts: its consumer is a norm, which sums the parts of a split product.
     """
 
-    baseline: str = field(default="torch", init=False)
     rows: int
     columns: int
     inner: int
@@ -133,11 +132,23 @@ def torch_product(x: Rows, weight: Stored, product: Product) -> Tensor:
         out = (x @ weight.values.to(x.dtype).t()).mul_(weight.scale.to(x.dtype))
         return out if weight.bias is None else out.add_(weight.bias)
     if weight.kind == "fp8":
-        scales = {"scale_a": x.scale, "scale_b": weight.scale.view(1, -1)}
-        return torch._scaled_mm(x.values, weight.values.t(), **scales, bias=weight.bias, out_dtype=product.dtype, use_fast_accum=True)
+        return _fp8_product(x, weight, weight.scale, product.dtype)
     sums = _int8_sums(x.values, weight.values).float().mul_(x.scale)
     sums = sums.mul_(weight.scale) if weight.bias is None else torch.addcmul(weight.bias.float(), sums, weight.scale)
     return sums.to(product.dtype)
+
+
+def _fp8_product(x: Quantized, weight: Stored, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """On CUDA, cuBLAS has no row-wise product of few rows and many inputs (9216 inputs fail up to 256 rows, on an H100)."""
+    rows, (values, x_scale) = len(x.values), x
+    if values.device.type == "cuda" and rows <= _FP8_ROWS:
+        missing = _FP8_ROWS + 16 - rows
+        values, x_scale = (
+            F.pad(values.view(torch.uint8), (0, 0, 0, missing)).view(values.dtype),
+            F.pad(x_scale, (0, 0, 0, missing), value=1.0),
+        )
+    scales = {"scale_a": x_scale, "scale_b": scale.view(1, -1)}
+    return torch._scaled_mm(values, weight.values.t(), **scales, bias=weight.bias, out_dtype=dtype, use_fast_accum=True)[:rows]
 
 
 def _int8_sums(x: Tensor, weight: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ def store_quantized(values_ptr, scale_ptr, row, row_stride, columns, mask, x, LA
     Divisions are correctly rounded (plain `/` is not), so that values equal those of torch.
     """
     scale = tl.div_rn(tl.maximum(tl.max(tl.abs(x), 0), SMALLEST), tl.full([], LARGEST, tl.float32))
+    scale += tl.sum(x * 0.0, 0)  # a maximum forgets NaN, and int8 has none: the scale must carry it
     x = tl.div_rn(x, tl.zeros_like(x) + scale)
     if values_ptr.dtype.element_ty == tl.int8:
         x = round_half_even(x)
