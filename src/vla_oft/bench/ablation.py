@@ -25,9 +25,9 @@ class AblationRequest:
     out: Path | None = None
 
 
-def variants() -> dict[str, engine.Options]:
-    """Name -> options: everything on, each boolean option off, all of them off."""
-    switches = [f.name for f in dataclasses.fields(engine.Options) if f.type in (bool, "bool")]
+def variants(device_type: str) -> dict[str, engine.Options]:
+    """Name -> options: everything on, each option that does anything on such a device off, all of them off."""
+    switches = engine.Options.names(device_type)
     single = {f"without {name}": dataclasses.replace(engine.Options(), **{name: False}) for name in switches}
     return {"everything": engine.Options(), **single, "nothing": engine.Options(**dict.fromkeys(switches, False))}
 
@@ -39,7 +39,7 @@ def run(request: AblationRequest, *, quiet: bool = False) -> dict[str, Any]:
     (precision,) = latency.check_precisions((request.precision,), device)
     setting = latency.prepare(latency.LatencyRequest(workload=request.workload, seed=request.seed), plan, device)
     measured = [rows.eager_row(setting)]
-    for name, options in variants().items():
+    for name, options in variants(device.type).items():
         measured.append(rows.engine_row(setting, precision, options, name))
         document = {**latency.to_document(setting, measured), "benchmark": "ablation"}
         table = to_table(document)

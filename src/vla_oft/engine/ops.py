@@ -117,6 +117,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causa
     causal: row i sees keys 0 to i; R = S.
 
     On a CPU, softmax(q k') v is written out in bfloat16 (half the time of torch's fused kernel at 600 rows), and in float32 for few rows.
+    Scores are rounded to bfloat16 then: errors of this step double, those of a policy's actions do not grow (2.4e-2 with random weights,
+    2.6e-2 with the fused kernel).
     """
     if q.device.type == "cpu" and (q.dtype == torch.bfloat16 or max(q.shape[2], k.shape[2]) <= EXPLICIT_ROWS):
         out = _attend_explicitly(q, k, v, mask, causal)

@@ -65,6 +65,7 @@ class Options:
     pack: bool = True
 
     @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """Of all optimisations."""
-        return tuple(f.name for f in fields(cls))
+    def names(cls, device_type: str | None = None) -> tuple[str, ...]:
+        """Of all optimisations, or of those that do anything on "cpu" or "cuda"."""
+        idle = {None: (), "cpu": ("graph", "streams", "triton", "tune", "device_images"), "cuda": ("pack",)}[device_type]
+        return tuple(f.name for f in fields(cls) if f.name not in idle)
