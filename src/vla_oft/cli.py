@@ -112,6 +112,7 @@ def evaluate(
     json: bool = False,
     device: str | None = None,
     precision: str | None = None,
+    gate: bool = False,
 ) -> None:
     """Closed-loop evaluation of a checkpoint in simulation.
 
@@ -131,6 +132,7 @@ def evaluate(
         device: "cpu" or "cuda"; the GPU if there is one.
         precision: compile the policy for fp32, bf16, fp8, fp8-llm, int8, int4 or int8-dynamic; "eager" runs it as it was trained. On a GPU
             bf16 by default, on a CPU eager.
+        gate: refuse to begin when the compiled policy's actions are too far from those in float32.
     """
     from vla_oft.evaluate.command import EvalRequest, run
 
@@ -148,6 +150,7 @@ def evaluate(
         out=out,
         device=device,
         precision=precision,
+        gate=gate,
     )
     results = run(request, quiet=json)
     if json:

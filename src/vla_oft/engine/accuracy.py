@@ -1,4 +1,4 @@
-"""The gate for less precise policies: how far their actions are from those of the same weights in float32. `bench latency CHECKPOINT` asks.
+"""The gate for less precise policies: how far their actions are from those of the same weights in float32. `vla-oft eval --gate` asks.
 
 error = || actions - exact || / || exact ||, over all observations, normalised actions
 """

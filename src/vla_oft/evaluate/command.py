@@ -11,6 +11,7 @@ from typing import cast
 import torch
 
 from vla_oft import engine, hub
+from vla_oft.engine.accuracy import check_accuracy
 from vla_oft.evaluate.plan import EvalConfig
 from vla_oft.evaluate.reading import evaluation_report
 from vla_oft.evaluate.report import write_report
@@ -19,6 +20,9 @@ from vla_oft.evaluate.runner import evaluate
 from vla_oft.evaluate.suite import resolve
 from vla_oft.evaluate.table import print_results
 from vla_oft.policy import Policy, checkpoint_folder
+from vla_oft_client import Observation
+
+GATE_SCENES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,7 @@ class EvalRequest:
     checkpoint: its folder, its run's folder, or a hub id. dataset: whose statistics normalise, where the checkpoint has several.
     camera_size: side of the policy's camera images in pixels, as in the demonstrations that it was trained on.
     precision: of the compiled policy, see `engine.Precision`, or "eager" for the policy as it was trained; None compiles on a GPU.
+    gate: refuse a compiled policy whose actions are too far from those in float32, see `engine.accuracy`.
     """
 
     checkpoint: str
@@ -43,6 +48,7 @@ class EvalRequest:
     camera_size: int = 128
     dataset: str | None = None
     precision: str | None = None
+    gate: bool = False
 
 
 def run(request: EvalRequest, *, quiet: bool = False) -> Results:
@@ -69,6 +75,12 @@ def run(request: EvalRequest, *, quiet: bool = False) -> Results:
     )
     policy = load_policy(folder, device, request.dataset, precision)
     check_robot(policy, request.suite)
+    if request.gate and isinstance(policy, engine.CompiledPolicy):
+        exact = Policy.load(folder, device=device, dtype=torch.float32, dataset=request.dataset)
+        error = check_accuracy(policy, exact, first_views(request))
+        del exact
+        if not quiet:
+            print(f"{precision}: actions are {error:.1e} from those in float32")
     results = evaluate(policy, config, checkpoint=fingerprint(folder))
     report = write_report(out / "report.html", evaluation_report(results, out, command_line(request, precision)))
     if not quiet:
@@ -82,6 +94,20 @@ def load_policy(folder: Path, device: str, dataset: str | None, precision: str) 
     if precision == "eager":
         return Policy.load(folder, device=device, dataset=dataset)
     return engine.load_compiled(folder, precision=cast(engine.Precision, precision), device=device, dataset=dataset)
+
+
+def first_views(request: EvalRequest) -> list[Observation]:
+    """What a policy sees at the beginning of a few scenes of each task; none of them is an evaluation scene."""
+    found = []
+    for task in resolve(request.suite):
+        simulator = task.make(request.camera_size)
+        try:
+            for seed in range(GATE_SCENES):
+                simulator.reset(seed)
+                found.append(simulator.observe())
+        finally:
+            simulator.close()
+    return found
 
 
 def command_line(request: EvalRequest, precision: str) -> str:
