@@ -9,14 +9,15 @@ first layer        empty slots are rows of zeros: their norm, q, k and v are zer
     rows computed in layer 1  [ fixed ............ | slot                | stop ]   keys: fixed, 4 zeros, stop
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vla_oft.engine.linear import Linear, LinearFactory, Read, put, quantized_for
-from vla_oft.engine.ops import Ops, Rows, add
+from vla_oft.engine.factory import Factory
+from vla_oft.engine.linear import Linear, Read, put, quantized_for
+from vla_oft.engine.ops import Rows, add
 from vla_oft.vlm import llama
 
 Rope = tuple[Tensor, Tensor]
@@ -70,14 +71,12 @@ class Layer:
     norm1: Tensor
     norm2: Tensor
 
-    def __init__(
-        self, config: llama.Config, make: LinearFactory, make_gated: LinearFactory, ops: Ops, dtype: torch.dtype, device: torch.device
-    ):
-        self.config, self.ops, self.dtype, self.device = config, ops, dtype, device
-        self.gate_up, self.o, self.down = make_gated(), make(), make()
-        self.inputs = self._make_inputs(make)
+    def __init__(self, config: llama.Config, factory: Factory) -> None:
+        self.config, self.ops, self.dtype, self.device = config, factory.ops, factory.dtype, factory.device
+        self.gate_up, self.o, self.down = factory.gated(), factory.llm(), factory.llm()
+        self.inputs = self._make_inputs(factory.llm)
 
-    def _make_inputs(self, make: LinearFactory) -> list[Linear]:
+    def _make_inputs(self, make: Callable[[], Linear]) -> list[Linear]:
         return [make()]
 
     def fill(self, read: Read, name: str) -> None:
@@ -135,7 +134,7 @@ class Layer:
 class LastLayer(Layer):
     """Keys and values for all rows, everything else only for those that are read: queries have their own product."""
 
-    def _make_inputs(self, make: LinearFactory) -> list[Linear]:
+    def _make_inputs(self, make: Callable[[], Linear]) -> list[Linear]:
         return [make(), make()]
 
     def _fill_inputs(self, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -162,12 +161,9 @@ class Decoder:
 
     norm: Tensor
 
-    def __init__(
-        self, config: llama.Config, make: LinearFactory, make_gated: LinearFactory, ops: Ops, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.config, self.ops, self.dtype, self.device = config, ops, dtype, device
-        kinds = [Layer] * (config.depth - 1) + [LastLayer]
-        self.layers = [kind(config, make, make_gated, ops, dtype, device) for kind in kinds]
+    def __init__(self, config: llama.Config, factory: Factory) -> None:
+        self.config, self.ops, self.dtype, self.device = config, factory.ops, factory.dtype, factory.device
+        self.layers = [kind(config, factory) for kind in [Layer] * (config.depth - 1) + [LastLayer]]
 
     def fill(self, read: Read) -> None:
         """Take weights from the policy's parameters."""

@@ -82,9 +82,6 @@ class Linear:
         return compute(product, self.tuner.choose(product).candidate, x, weight, self.ops)
 
 
-LinearFactory = Callable[[], Linear]
-
-
 def put(owner: object, name: str, value: Tensor | None) -> None:
     """Set an attribute of `owner`, in memory of its own; in place when it is a tensor already, because captured graphs read that memory."""
     old = getattr(owner, name, None)

@@ -25,19 +25,10 @@ class Model:
     def __init__(self, config: PolicyConfig, factory: Factory, *, streams: bool, zero_row: bool) -> None:
         self.config, self.zero_row = config, zero_row
         vlm, self.dtype, self.device = config.vlm, factory.dtype, factory.device
-        self.towers = Towers(
-            (vlm.dino, vlm.siglip),
-            factory.vision,
-            factory.dense,
-            factory.ops,
-            self.dtype,
-            self.device,
-            vlm.llm.width if vlm.film else None,
-            streams,
-        )
+        self.towers = Towers((vlm.dino, vlm.siglip), factory, vlm.llm.width if vlm.film else None, streams=streams)
         self.projector = [factory.vision() for _ in range(3)]
         self.state_projector = [factory.dense() for _ in range(2)] if config.use_state else []
-        self.decoder = Decoder(vlm.llm, factory.llm, factory.gated, factory.ops, self.dtype, self.device)
+        self.decoder = Decoder(vlm.llm, factory)
         with torch.device("meta"):
             head: ActionHead = head_module(config.head).Head(config.head, vlm.llm.width, config.chunk_len, config.robot.action_dim)
         self.head = head.to(self.dtype).to_empty(device=self.device).eval().requires_grad_(False)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vla_oft.engine.linear import Linear, LinearFactory, Read, put, quantized_for
-from vla_oft.engine.ops import Film, Ops, Rows, add
+from vla_oft.engine.factory import Factory
+from vla_oft.engine.linear import Linear, Read, put, quantized_for
+from vla_oft.engine.ops import Film, Rows, add
 from vla_oft.preprocess import Triple
 from vla_oft.vlm import vit
 
@@ -31,9 +32,9 @@ class Block:
     norm2_weight: Tensor
     norm2_bias: Tensor
 
-    def __init__(self, config: vit.Config, make: LinearFactory, dtype: torch.dtype, device: torch.device) -> None:
-        self.config, self.dtype, self.device = config, dtype, device
-        self.qkv, self.proj, self.fc1, self.fc2 = make(), make(), make(), make()
+    def __init__(self, config: vit.Config, factory: Factory) -> None:
+        self.config, self.dtype, self.device = config, factory.dtype, factory.device
+        self.qkv, self.proj, self.fc1, self.fc2 = (factory.vision() for _ in range(4))
 
     def fill(self, read: Read, name: str) -> None:
         for norm in ("norm1", "norm2"):
@@ -63,11 +64,10 @@ class Tower:
     film_weight: Tensor
     film_bias: Tensor
 
-    def __init__(
-        self, config: vit.Config, make: LinearFactory, ops: Ops, dtype: torch.dtype, device: torch.device, film_dim: int | None
-    ) -> None:
-        self.config, self.ops, self.dtype, self.device, self.film_dim = config, ops, dtype, device, film_dim
-        self.blocks = [Block(config, make, dtype, device) for _ in range(config.depth - 1)]
+    def __init__(self, config: vit.Config, factory: Factory, film_dim: int | None) -> None:
+        self.config, self.film_dim = config, film_dim
+        self.ops, self.dtype, self.device = factory.ops, factory.dtype, factory.device
+        self.blocks = [Block(config, factory) for _ in range(config.depth - 1)]
 
     @property
     def num_prefix(self) -> int:
@@ -131,20 +131,10 @@ class Towers:
 
     NAMES = ("featurizer", "fused_featurizer")
 
-    def __init__(
-        self,
-        configs: tuple[vit.Config, vit.Config],
-        make: LinearFactory,
-        make_dense: LinearFactory,
-        ops: Ops,
-        dtype: torch.dtype,
-        device: torch.device,
-        film_dim: int | None,
-        streams: bool,
-    ) -> None:
-        self.towers = [Tower(config, make, ops, dtype, device, film_dim) for config in configs]
-        self.dtype, self.device, self.patch = dtype, device, make_dense()
-        self.side = torch.cuda.Stream(device) if streams else None
+    def __init__(self, configs: tuple[vit.Config, vit.Config], factory: Factory, film_dim: int | None, *, streams: bool) -> None:
+        self.towers = [Tower(config, factory, film_dim) for config in configs]
+        self.dtype, self.device, self.patch = factory.dtype, factory.device, factory.dense()
+        self.side = torch.cuda.Stream(factory.device) if streams else None
 
     def fill(self, read: Read, statistics: tuple[tuple[Triple, Triple], tuple[Triple, Triple]]) -> None:
         """statistics: mean and standard deviation of each tower's pixels, in 0..1 units."""
