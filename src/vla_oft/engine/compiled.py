@@ -27,6 +27,7 @@ from vla_oft.policy_config import PolicyConfig, checkpoint_folder
 from vla_oft_client import ActionChunk, Observation
 
 PROMPT_STEP = 8
+"""On a GPU, prompts of a batch are padded to a multiple of so many tokens: few graphs then serve all batches."""
 KEPT_RUNNERS = 16
 KEPT_PROMPTS = 64
 """Most graphs, and most batches of instructions, that are kept; the least recently used one goes first."""
@@ -48,7 +49,7 @@ class CompiledPolicy:
         factory = Factory(precision, device, options)
         require_memory(interface.config, precision, device)
         self._model = Model(interface.config, factory, streams=options.streams and cuda, zero_row=options.zero_row)
-        with torch.inference_mode():
+        with torch.inference_mode(), on_device(device):
             self._model.fill(read)
         self._whole = True
         self._runners: OrderedDict[Shapes, Runner] = OrderedDict()
