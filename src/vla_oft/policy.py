@@ -66,7 +66,6 @@ class Policy(nn.Module):
 
     def __init__(self, config: PolicyConfig, statistics: DatasetStatistics, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.config, self.statistics, self.tokenizer = config, statistics, tokenizer
         self.interface = Interface(config, statistics, tokenizer)
         robot, width = config.robot, config.vlm.llm.width
         self.vlm = prismatic.Prismatic(config.vlm)
@@ -84,6 +83,21 @@ class Policy(nn.Module):
             policy = cls(config, statistics, tokenizer)
             policy.vlm.init_weights(torch.Generator().manual_seed(seed))
         return policy
+
+    @property
+    def config(self) -> PolicyConfig:
+        """Every fact about the model."""
+        return self.interface.config
+
+    @property
+    def statistics(self) -> DatasetStatistics:
+        """Of the data that normalises state and actions."""
+        return self.interface.statistics
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the prompts."""
+        return self.interface.tokenizer
 
     @property
     def encode_prompts(self) -> tokens.PromptEncoder:

@@ -13,6 +13,7 @@ from tests.tiny import INSTRUCTIONS, observation, tiny_policy
 from vla_oft import engine
 from vla_oft.adapter import Adapter, Factors
 from vla_oft.heads import diffusion, discrete, l1, pooled
+from vla_oft.interface import Interface
 from vla_oft.policy import Policy
 from vla_oft.statistics import save_statistics
 
@@ -223,8 +224,9 @@ def test_adapters_are_exchanged_in_place(tmp_path, precision):
 
 def test_a_swap_brings_statistics_and_all_other_weights(tmp_path):
     policies = [tiny_policy(seed=seed, head=HEADS["discrete"]) for seed in range(2)]
-    mean = policies[1].statistics.action
-    policies[1].statistics = dataclasses.replace(policies[1].statistics, action=dataclasses.replace(mean, q99=mean.q99 + 1))
+    action = policies[1].statistics.action
+    wider = dataclasses.replace(policies[1].statistics, action=dataclasses.replace(action, q99=action.q99 + 1))
+    policies[1].interface = Interface(policies[1].config, wider, policies[1].tokenizer)
     folders = [save(policy, tmp_path / str(seed)) for seed, policy in enumerate(policies)]
     fast = engine.load_compiled(folders[0])
     for folder in (folders[1], folders[0], folders[1]):

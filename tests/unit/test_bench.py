@@ -184,7 +184,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_checks.sh"
 
 def test_gpu_checks_name_their_steps_when_one_is_unknown(tmp_path):
     done = subprocess.run(["bash", str(SCRIPT), "enginee"], capture_output=True, text=True, env={**os.environ, "OUT": str(tmp_path)})
-    assert done.returncode == 2 and "unknown step 'enginee'; steps: environment kernels engine tune-a" in done.stderr
+    assert done.returncode == 2 and "unknown step 'enginee'; steps: environment kernels engine specialized tune-a" in done.stderr
 
 
 def test_a_failing_gpu_check_stops_no_other_and_everything_is_packed(tmp_path):

@@ -16,6 +16,7 @@ from vla_oft import preprocess
 from vla_oft.adapter import Adapter, Factors
 from vla_oft.describe import describe
 from vla_oft.heads import diffusion, discrete, l1, pooled
+from vla_oft.interface import Interface
 from vla_oft.policy import Policy
 from vla_oft.reference import ImportRequest, export_checkpoint, import_checkpoint
 from vla_oft.robots.libero import SPEC
@@ -104,7 +105,8 @@ def test_there_and_back(tmp_path, kind, film):
     options = {"decoding": kind} if kind in ("parallel", "autoregressive") else {}
     again = Policy.load(bring_in(tmp_path, policy, cameras=2, chunk_len=8, **options))
     if kind == "autoregressive":  # which leaves the resizing of images to the crop
-        policy.config = dataclasses.replace(policy.config, preprocess=again.config.preprocess)
+        config = dataclasses.replace(policy.config, preprocess=again.config.preprocess)
+        policy.interface = Interface(config, policy.statistics, policy.tokenizer)
     elif kind == "parallel":
         assert not again.config.use_state
     changed = ("robot", "preprocess") if kind == "parallel" else ()
