@@ -7,6 +7,7 @@ module of a class called Config (`l1`, `diffusion`: the file name is the registr
 import dataclasses
 import types
 import typing
+from pathlib import Path
 from typing import Any, TypeVar, Union
 
 from vla_oft_client import RobotSpec
@@ -23,7 +24,7 @@ def to_dict(value: Any) -> Any:
         return [to_dict(v) for v in value]
     if isinstance(value, dict):
         return {k: to_dict(v) for k, v in value.items()}
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def from_dict(cls: type[T], values: Any, where: str = "") -> T:
@@ -93,6 +94,8 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
         raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value

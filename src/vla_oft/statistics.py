@@ -18,6 +18,7 @@ from vla_oft.atomic import replace_file
 from vla_oft_client import RobotSpec
 
 EPSILON = 1e-8
+QUANTILE = 0.01
 KINDS = ("bounds_q99", "bounds", "zscore")
 PARITY = (None, "train", "eval")
 ADVICE = "compute the statistics anew with vla_oft.data.base.source_statistics, or copy the file from the training run"
@@ -119,36 +120,113 @@ def _mask(values: dict[str, Any], dim: int, where: str) -> np.ndarray | None:
     return mask
 
 
-def compute_moments(episodes: Sequence[np.ndarray], what: str) -> Moments:
-    """Exact moments over all steps of `episodes`, each (T, D). `what` ("action", "state") names the data in errors."""
-    if not episodes or not sum(len(e) for e in episodes):
-        raise ValueError(f"no {what} data: the dataset is empty")
-    for index, episode in enumerate(episodes):
-        bad = np.argwhere(~np.isfinite(episode))
+class StreamingMoments:
+    """Exact `Moments` of `num_rows` rows of `dim` numbers in one pass, in 4 % of the memory that the rows would take.
+
+    q01 and q99 only depend on the lowest and highest hundredth of the values, so those are all that is kept. The number of rows must be
+    known in advance. `what` ("action", "state") names the data in errors.
+    """
+
+    def __init__(self, num_rows: int, dim: int, what: str = "values") -> None:
+        if num_rows < 1:
+            raise ValueError(f"no {what} data: the dataset is empty")
+        self.num_rows, self.dim, self.what = num_rows, dim, what
+        self._tail = min(num_rows, int(QUANTILE * (num_rows - 1)) + 2)
+        self._low, self._high = np.empty((0, dim)), np.empty((0, dim))
+        self._waiting: list[np.ndarray] = []
+        self._num_waiting = self._count = 0
+        self._first: np.ndarray | None = None
+        self._mean, self._sum_of_squares = np.zeros(dim), np.zeros(dim)  # of differences to the first row: constants stay exact
+
+    def update(self, values: np.ndarray, where: str = "") -> None:
+        """Add rows (T, dim). Raises ValueError naming `where` (for example "episode 3"), step and dimension if one is not finite."""
+        if values.ndim != 2 or values.shape[1] != self.dim:
+            raise ValueError(f"{what_where(self.what, where)} must be (T, {self.dim}), got {values.shape}")
+        bad = np.argwhere(~np.isfinite(values))
         if bad.size:
             step, dim = bad[0]
-            value = episode[step, dim]
-            raise ValueError(f"{what} is not finite in episode {index}, step {step}, dimension {dim}: {value}; repair or drop that episode")
-    values = np.concatenate(episodes).astype(np.float64)
-    q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
-    low, high = values.min(axis=0), values.max(axis=0)
-    return Moments(mean=values.mean(axis=0), std=values.std(axis=0), min=low, max=high, q01=q01, q99=q99)
+            place = f"{where}, step {step}, dimension {dim}".removeprefix(", ")
+            raise ValueError(f"{self.what} is not finite in {place}: {values[step, dim]}; repair or drop that episode")
+        self._waiting.append(np.asarray(values, np.float64))
+        self._num_waiting += len(values)
+        if self._num_waiting >= max(self._tail, 16384):
+            self._merge()
+
+    def result(self) -> Moments:
+        """The moments of all rows. Raises ValueError unless exactly `num_rows` have been added."""
+        self._merge()
+        if self._count != self.num_rows or self._first is None:
+            raise ValueError(f"{self.what}: {self.num_rows} rows were announced, {self._count} came")
+        low, high = np.sort(self._low, axis=0), np.sort(self._high, axis=0)
+        return Moments(
+            mean=self._first + self._mean,
+            std=np.sqrt(self._sum_of_squares / self._count),
+            min=low[0],
+            max=high[-1],
+            q01=_interpolate(low, QUANTILE * (self.num_rows - 1)),
+            q99=_interpolate(high, (1 - QUANTILE) * (self.num_rows - 1) - (self.num_rows - len(high))),
+        )
+
+    def _merge(self) -> None:
+        if not self._num_waiting:
+            return
+        values = np.concatenate(self._waiting)
+        self._waiting, self._num_waiting = [], 0
+        if self._first is None:
+            self._first = values[0].copy()
+        self._low = _smallest(np.concatenate([self._low, values]), self._tail)
+        self._high = -_smallest(-np.concatenate([self._high, values]), self._tail)
+        values -= self._first
+        count, mean = len(values), values.mean(axis=0)
+        delta, total = mean - self._mean, self._count + count
+        self._sum_of_squares += ((values - mean) ** 2).sum(axis=0) + delta**2 * (self._count * count / total)  # Chan et al. 1979
+        self._mean += delta * (count / total)
+        self._count = total
+
+
+def what_where(what: str, where: str) -> str:
+    """ "action" and "episode 3" -> "action of episode 3"."""
+    return f"{what} of {where}" if where else what
+
+
+def _smallest(values: np.ndarray, count: int) -> np.ndarray:
+    return values if len(values) <= count else np.partition(values, count - 1, axis=0)[:count]
+
+
+def _interpolate(ordered: np.ndarray, position: float) -> np.ndarray:
+    """Between the two rows beside `position`, in the same arithmetic as numpy's quantile."""
+    before = min(max(int(np.floor(position)), 0), len(ordered) - 1)
+    after, share = min(before + 1, len(ordered) - 1), position - before
+    low, high = ordered[before], ordered[after]
+    return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
+
+
+def compute_moments(episodes: Sequence[np.ndarray], what: str) -> Moments:
+    """Exact moments over all steps of `episodes`, each (T, D). `what` ("action", "state") names the data in errors."""
+    dims = {episode.shape[1] for episode in episodes if episode.ndim == 2}
+    moments = StreamingMoments(sum(len(e) for e in episodes), dims.pop() if dims else 0, what)
+    for number, episode in enumerate(episodes):
+        moments.update(episode, f"episode {number}")
+    return moments.result()
 
 
 def compute_statistics(
     actions: Sequence[np.ndarray], states: Sequence[np.ndarray] | None, normalize_mask: Sequence[bool] | np.ndarray
 ) -> DatasetStatistics:
     """Statistics of episodes of actions (T, D) and states (T, S)."""
-    moments = compute_moments(actions, "action")
+    state = None if states is None else compute_moments(states, "state")
+    return assemble(compute_moments(actions, "action"), state, normalize_mask, sum(len(e) for e in actions), len(actions))
+
+
+def assemble(
+    action: Moments, state: Moments | None, normalize_mask: Sequence[bool] | np.ndarray, num_transitions: int, num_trajectories: int
+) -> DatasetStatistics:
+    """Statistics from moments. Raises ValueError when the mask does not fit the actions."""
     mask = np.asarray(normalize_mask, bool)
-    if mask.shape != (moments.dim,):
-        raise ValueError(f"normalize_mask has {mask.size} entries, the actions have {moments.dim} dimensions")
+    if mask.shape != (action.dim,):
+        raise ValueError(f"normalize_mask has {mask.size} entries, the actions have {action.dim} dimensions")
     return DatasetStatistics(
-        action=moments,
-        state=None if states is None else compute_moments(states, "state"),
-        normalize_mask=mask,
-        num_transitions=sum(len(e) for e in actions),
-        num_trajectories=len(actions),
+        action=action, state=state, normalize_mask=mask, num_transitions=num_transitions, num_trajectories=num_trajectories
     )
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_oft import robots
-from vla_oft.data import grippers, noops
+from vla_oft import grippers, noops, robots
 from vla_oft.data.base import open_source
 from vla_oft.data.chunks import ChunkDataset
 from vla_oft.data.lerobot_writer import LeRobotWriter

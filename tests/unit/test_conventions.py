@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vla_oft.data import grippers, noops
+from vla_oft import grippers, noops
 
 
 def steps(motions: list[float], gripper: list[float]) -> np.ndarray:

@@ -30,9 +30,9 @@ from vla_oft.collect.workers import (
     simulator_of,
     try_out,
 )
-from vla_oft.data.chunks import DISTURBED
 from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.data.recording import Block, Episode, encode
+from vla_oft.data.table import DISTURBED
 from vla_oft.progress import progress
 from vla_oft.sims.base import Simulator
 from vla_oft.sims.base import make as make_simulator

@@ -1,20 +1,17 @@
 """Simulators in parallel processes whose results arrive in a fixed order, so that the worker count never changes a dataset."""
 
 import json
-import multiprocessing
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from vla_oft import processes
 from vla_oft.sims.base import Simulator, SimulatorError, expert_class
 from vla_oft_client import RobotSpec
 
@@ -97,19 +94,11 @@ def close_simulator() -> None:
 @contextmanager
 def open_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     """Processes for `in_order`; None, for workers=0, means this process."""
-    if workers < 0:
-        raise ValueError(f"workers must be 0 (this process) or more, got {workers}")
-    if not workers:
-        try:
-            yield None
-        finally:
-            close_simulator()
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_close_at_exit) as pool:
-        try:
+    try:
+        with processes.open_pool(workers, _close_at_exit) as pool:
             yield pool
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    finally:
+        close_simulator()
 
 
 def _close_at_exit() -> None:
@@ -119,18 +108,7 @@ def _close_at_exit() -> None:
 
 def in_order(pool: ProcessPoolExecutor | None, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
     """Results of `function` over (possibly endless) `tasks`, in their order. Closing the iterator abandons what is under way."""
-    if pool is None:
-        yield from map(function, tasks)
-        return
-    remaining = iter(tasks)
-    waiting: deque[Future[Result]] = deque(pool.submit(function, task) for task in islice(remaining, AHEAD))
     try:
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, task) for task in islice(remaining, 1))
-            yield result
-    except BrokenProcessPool:
+        yield from processes.in_order(pool, function, tasks, AHEAD)
+    except ChildProcessError:
         raise SimulatorError("a recording process died: its renderer crashed or memory ran out; use fewer workers") from None
-    finally:
-        for future in waiting:
-            future.cancel()

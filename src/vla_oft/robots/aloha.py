@@ -7,6 +7,7 @@ Chunks of 25 actions, one second at the paper's 25 Hz (section V-B; ALOHA itself
 normalisation by minimum and maximum, all dimensions: the reference's constants. Joint ranges: the arm's MJCF file in gym-aloha.
 """
 
+from vla_oft.features import Features
 from vla_oft_client import Gripper, RobotSpec
 
 _WAIST, _ROLL = (-3.14158, 3.14158), (-3.14158, 3.14158)
@@ -28,3 +29,12 @@ SPEC = RobotSpec(
     gripper=(Gripper(index=6, open=1.0, closed=0.0, binary=False), Gripper(index=13, open=1.0, closed=0.0, binary=False)),
     on_underflow="hold",
 )
+
+FEATURES = (
+    Features(
+        name="rlds",
+        formats=("rlds",),
+        cameras=(("cam_high", "image"), ("cam_left_wrist", "left_wrist_image"), ("cam_right_wrist", "right_wrist_image")),
+    ),
+)
+"""The converted demonstrations. The recorder's own files, and their copies in LeRobot's format, use this robot's names already."""

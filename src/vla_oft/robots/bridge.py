@@ -7,6 +7,10 @@ State (7): end-effector position (3, metres), roll, pitch, yaw (3, radians), gri
 0.25 rad a step.
 """
 
+import numpy as np
+
+from vla_oft.features import Features
+from vla_oft.grippers import binarize
 from vla_oft_client import Gripper, RobotSpec
 
 SPEC = RobotSpec(
@@ -24,3 +28,20 @@ SPEC = RobotSpec(
     gripper=(Gripper(index=6, open=1.0, closed=0.0),),
     on_underflow="hold",
 )
+
+
+def reached(states: np.ndarray | None, actions: np.ndarray) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """BridgeData's states and actions (T, 7) -> what the reference trains on, and int64 (T - 2,) which steps those are.
+
+    An action is the motion that was REACHED, the difference to the next state, not the one that was commanded; the gripper is commanded,
+    made binary. The first step shows no motion yet, the last one has no next state. Raises ValueError without states.
+    """
+    if states is None:
+        raise ValueError("BridgeData's actions are differences of states, which this dataset does not have")
+    steps = np.arange(1, max(len(actions) - 1, 1))
+    moved = states[steps + 1, :6] - states[steps, :6] if len(steps) else np.empty((0, 6), actions.dtype)
+    gripper = binarize(actions[1:, 6])[: len(steps), None].astype(actions.dtype)
+    return states[steps], np.concatenate([moved.astype(actions.dtype), gripper], axis=1), steps
+
+
+FEATURES = (Features(name="rlds", formats=("rlds",), cameras=(("front", "image_0"),), convert=reached, cuts=True),)

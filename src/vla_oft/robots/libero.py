@@ -9,6 +9,7 @@ translate. 20 Hz, chunks of 8, q01/q99 normalisation: the paper, section V-A, an
 
 import numpy as np
 
+from vla_oft.features import EachAction, Features
 from vla_oft_client import Gripper, RobotSpec
 
 SPEC = RobotSpec(
@@ -68,3 +69,25 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
 def upright(image: np.ndarray) -> np.ndarray:
     """LIBERO renders upside down and mirrored: (H, W, 3) turned by 180 degrees. Both cameras, as in the converted demonstrations."""
     return np.ascontiguousarray(image[::-1, ::-1])
+
+
+_CAMERAS = (("front", "image"), ("wrist", "wrist_image"))
+_TO_ROBOT = EachAction(from_environment)
+
+FEATURES = (
+    Features(name="rlds", formats=("rlds",), cameras=_CAMERAS, convert=_TO_ROBOT),
+    Features(name="openpi", formats=("lerobot",), cameras=_CAMERAS, convert=_TO_ROBOT),
+    Features(name="lerobot", formats=("lerobot",), cameras=(("front", "image"), ("wrist", "image2")), convert=_TO_ROBOT),
+    Features(
+        name="hdf5",
+        formats=("libero_hdf5",),
+        cameras=(("front", "agentview_rgb"), ("wrist", "eye_in_hand_rgb")),
+        image=upright,
+        convert=_TO_ROBOT,
+        drop_noops=True,
+    ),
+)
+"""The converted demonstrations, their copies in LeRobot's format under two sets of names, and LIBERO's own recordings.
+
+All hold the environment's gripper. Only the last still hold pauses, and images as they were rendered.
+"""

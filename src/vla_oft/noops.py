@@ -22,8 +22,12 @@ def is_noop(action: np.ndarray, previous: np.ndarray | None = None, threshold: f
 
 def kept_steps(actions: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
     """Steps of an episode (T, D) that do something, int64 in order; each is compared with the last one that was KEPT."""
-    kept: list[int] = []
-    for step, action in enumerate(actions):
-        if not is_noop(action, actions[kept[-1]] if kept else None, threshold):
-            kept.append(step)
-    return np.array(kept, np.int64)
+    moving = np.linalg.norm(actions[:, :-1], axis=1) >= threshold
+    gripper, kept = actions[:, -1], np.asarray(moving)
+    last: int | None = None  # only pauses need a look at what was kept before them
+    for step in range(len(actions)):
+        if not moving[step]:
+            kept[step] = last is not None and gripper[step] != gripper[last]
+        if kept[step]:
+            last = step
+    return np.flatnonzero(kept)
