@@ -22,10 +22,11 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     )
 
 
-def test_help_needs_neither_torch_nor_mujoco(tmp_path):
+def test_help_needs_no_heavy_library(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
-    (tmp_path / "mujoco.py").write_text("raise ImportError('mujoco was imported')")
-    for arguments in ([], ["train"], ["eval"], ["data", "collect"], ["ckpt", "show"], ["quickstart"]):
+    for name in ("mujoco", "pyarrow", "h5py", "av"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} was imported')")
+    for arguments in ([], ["train"], ["eval"], ["data"], ["data", "collect"], ["data", "convert"], ["ckpt", "show"], ["quickstart"]):
         done = run(*arguments, "--help", cwd=tmp_path)
         assert done.returncode == 0 and "usage: vla-oft" in done.stdout, done.stderr
 

@@ -10,7 +10,8 @@ import pytest
 from vla_oft.collect import CollectConfig, Noise, SceneConfig, collect, collect_scenes
 from vla_oft.collect.episodes import Disturbance
 from vla_oft.collect.workers import SEED_LIMIT
-from vla_oft.data.base import check_source, instruction, open_source
+from vla_oft.data.base import instruction, open_source
+from vla_oft.data.check import check_source
 from vla_oft.data.chunks import ChunkDataset
 from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.evaluate.plan import FIRST_SEED

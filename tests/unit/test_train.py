@@ -10,6 +10,7 @@ import torch
 
 from tests.tiny import tiny_policy
 from vla_oft.data.augment import AugmentConfig
+from vla_oft.data.base import ReadOptions
 from vla_oft.data.lerobot_writer import Episode, LeRobotWriter
 from vla_oft.heads import diffusion, discrete, grounding, l1, pooled
 from vla_oft.policy import Policy
@@ -195,14 +196,14 @@ def test_a_dataset_that_changed_since_is_not_resumed(tmp_path):
     demos = write_demos(tmp_path / "demos")
     train(config(demos), tmp_path / "run")
     info = demos / "meta" / "info.json"
-    info.write_text(info.read_text().replace('"fps": 20', '"fps": 10'))
+    info.write_text(info.read_text().replace('"robot_type": "', '"robot_type": "new '))
     with pytest.raises(ValueError, match="dataset 'demos' .* has changed"):
         train(config(demos, save_every=2), tmp_path / "run", resume=True)
 
 
 def test_cameras_of_other_people_are_mapped(tmp_path):
     demos = write_demos(tmp_path / "demos", cameras=("top", "hand"))
-    mapped = Dataset(name="demos", path=str(demos), cameras=(("front", "top"), ("wrist", "hand")))
+    mapped = Dataset(name="demos", path=str(demos), read=ReadOptions(cameras=(("front", "top"), ("wrist", "hand"))))
     train(config(demos, datasets=(mapped,)), tmp_path / "run")
     assert Policy.load(tmp_path / "run").config.robot.cameras == ("front", "wrist")
 

@@ -1,61 +1,103 @@
 """Demonstrations as every format offers them: episodes with cheap low-dimensional arrays and lazily decoded frames.
 
-`open_source(path)` finds the format by asking the modules of this folder: a module with `detect(path) -> bool` and
-`open_source(path, cameras) -> Source` is a format.
+`open_source(path)` finds the format by asking the modules of `data/formats`. What comes back speaks the dataset's own language: its camera
+names, its units. `data.adapt.for_robot` turns it into a robot's.
 """
 
-import importlib
-import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-import vla_oft.data
-from vla_oft.statistics import DatasetStatistics, compute_statistics
-from vla_oft_client import RobotSpec
+from vla_oft import hub
+from vla_oft.data import formats
+from vla_oft.data.files import Files, Folder, HubFiles
+
+ColourOrder = Literal["rgb", "bgr"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """What a folder does not say about itself.
+
+    cameras: pairs (name wanted, dataset's own name): only these cameras, renamed; empty keeps all of them as they are.
+    colour_order: of images whose format leaves it open (ALOHA's compressed recordings); None where the format settles it.
+    instruction: for recordings without language; replaces every instruction where given.
+    fps: frames a second, for formats that do not note it; must agree with those that do.
+    split: which split, for formats with several; None reads the training split, or the only one.
+    skip_bad: leave out what cannot be read, and list it in `Source.skipped`, instead of raising.
+    cache_dir: folder for indices of formats without one; None for `.cache` beside the dataset, or the user's cache where that is read-only.
+    """
+
+    cameras: tuple[tuple[str, str], ...] = ()
+    colour_order: ColourOrder | None = None
+    instruction: str | None = None
+    fps: float | None = None
+    split: str | None = None
+    skip_bad: bool = False
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise ValueError(f"fps={self.fps} must be a positive number of frames a second")
+        if self.instruction is not None and not self.instruction.strip():
+            raise ValueError("instruction must not be empty")
+        if len({name for name, _ in self.cameras}) != len(self.cameras):
+            raise ValueError(f"cameras={self.cameras} names a camera twice")
 
 
 class Source(Protocol):
-    """One dataset. Everything but `frames` is small and kept in memory once read.
+    """One dataset. Safe to pickle and to use after a fork; memory does not grow with the number of frames.
 
-    name: the folder's name, the key of its statistics.
+    path: its folder. name: key of its statistics. format: name of the module that reads it.
     kind: "demonstrations", or "scenes" (single frames without meaningful actions, for grounding).
-    cameras: camera names; tasks: distinct instructions; extras: name -> shape of additional per-frame arrays.
-    state_dim is 0 when there is no state. lengths: int64 (E,) steps of each episode.
+    fps: frames a second, None where neither the format nor the options say it.
+    cameras: camera names; tasks: distinct instructions. state_dim is 0 when there is no state.
+    state_names, action_names: one name for each dimension, or empty where the format has none.
+    extras: name -> shape of additional per-step arrays. lengths: int64 (E,) steps of each episode.
+    recording: what our own writer noted (`meta/vla_oft.json`); empty for other people's datasets.
+    skipped: one line for everything that `skip_bad` left out.
     """
 
     path: Path
     name: str
+    format: str
     kind: str
-    fps: float
+    fps: float | None
     cameras: tuple[str, ...]
     state_dim: int
     action_dim: int
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
     lengths: np.ndarray
     tasks: tuple[str, ...]
     extras: dict[str, tuple[int, ...]]
+    recording: dict[str, Any]
+    skipped: tuple[str, ...]
 
     def __len__(self) -> int:
         """Number of episodes E."""
         ...
 
     def fingerprint(self) -> str:
-        """Changes whenever the contents may have changed; independent of where the dataset lies."""
+        """Changes whenever the contents, or how they are read, may have changed; independent of where the dataset lies."""
         ...
 
     def frames(self, episode: int, indices: Sequence[int] | np.ndarray, camera: str) -> np.ndarray:
-        """Frames of one camera, uint8 (N, H, W, 3) RGB, in the order of `indices` (steps within the episode)."""
+        """Frames of one camera, uint8 (N, H, W, 3) RGB, in the order of `indices` (steps within the episode).
+
+        Raises ValueError naming file and episode when they cannot be read, IndexError for steps that do not exist.
+        """
         ...
 
     def states(self, episode: int) -> np.ndarray:
-        """float32 (T, S) in robot units."""
+        """(T, S), float32 or float64 as stored, in the dataset's units."""
         ...
 
     def actions(self, episode: int) -> np.ndarray:
-        """float32 (T, D) in robot units."""
+        """(T, D), float32 or float64 as stored, in the dataset's units."""
         ...
 
     def task_indices(self, episode: int) -> np.ndarray:
@@ -63,41 +105,52 @@ class Source(Protocol):
         ...
 
     def extra(self, name: str, episode: int) -> np.ndarray:
-        """Additional array (T, *extras[name])."""
+        """Additional array (T, *extras[name]), dtype as stored."""
         ...
 
     def episode_info(self, episode: int) -> dict[str, Any]:
-        """What the recorder noted, for example the simulator's seed; empty for other people's datasets."""
+        """What the recorder noted: the simulator's seed, the file it came from; empty where nothing is known."""
         ...
 
-    def check(self) -> None:
-        """Raise ValueError naming the file, the episode and the fix if anything is missing or damaged."""
+    def damaged(self) -> Iterator[tuple[int, str]]:
+        """(episode, what is wrong with which file and how to mend it), for every episode that cannot be read whole.
+
+        Opens every file once and reads headers and low-dimensional data, but decodes only a frame here and there.
+        """
         ...
 
 
-def formats() -> dict[str, ModuleType]:
-    """The formats that can be read, by name: the modules of this folder with `detect` and `open_source`."""
-    names = sorted(m.name for m in pkgutil.iter_modules(vla_oft.data.__path__) if f"vla_oft.data.{m.name}" != __name__)
-    modules = {name: importlib.import_module(f"vla_oft.data.{name}") for name in names}
-    return {name: module for name, module in modules.items() if hasattr(module, "detect") and hasattr(module, "open_source")}
+def open_source(path: str | Path, options: ReadOptions | None = None) -> Source:
+    """Open the dataset in folder `path`, or in hub repository `owner/name` or `owner/name@revision`, whatever its format.
 
-
-def open_source(path: str | Path, cameras: Mapping[str, str] | None = None) -> Source:
-    """Open the dataset in folder `path`, whatever its format.
-
-    cameras: camera name -> the dataset's own feature name, for datasets that name their cameras differently; None keeps the dataset's.
+    Raises ValueError when there is none, when it is empty, or when its index is damaged (unless `options.skip_bad`).
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"dataset {path} {'is not a folder' if path.exists() else 'does not exist'}; give the folder of a dataset")
-    for module in formats().values():
-        if module.detect(path):
-            source: Source = module.open_source(path, cameras)
+    files, options = locate(path), options or ReadOptions()
+    known = formats.load_all()
+    for module in known.values():
+        if module.detect(files.root):
+            source: Source = module.open_source(files, options)
             if not len(source) or not int(source.lengths.sum()):
-                raise ValueError(f"dataset {path} is empty: {len(source)} episodes, no frames; record or download it again")
+                skipped = "".join(f"\n  skipped {line}" for line in source.skipped)
+                raise ValueError(f"dataset {path} is empty: {len(source)} episodes, no frames; record or download it again{skipped}")
             return source
-    found = sorted(p.name for p in path.iterdir())[:10]
-    raise ValueError(f"{path} is not a dataset in a known format ({', '.join(formats())}); it holds {found}")
+    found = sorted(p.name for p in files.root.iterdir())[:10]
+    raise ValueError(f"{path} is not a dataset in a known format ({', '.join(known)}); it holds {found}")
+
+
+def locate(path: str | Path) -> Files:
+    """The files of a dataset. Raises ValueError when `path` is neither a readable folder nor a hub id."""
+    folder = Path(path)
+    try:
+        if folder.is_dir():
+            next(folder.iterdir(), None)
+            return Folder(folder)
+        exists = folder.exists()
+    except PermissionError:
+        raise ValueError(f"dataset {path} cannot be read: no permission; change its owner or mode (chmod -R u+rX)") from None
+    if not exists and hub.is_id(str(path)):
+        return HubFiles(str(path))
+    raise ValueError(f"dataset {path} {'is not a folder' if exists else 'does not exist'}; give the folder of a dataset, or owner/name")
 
 
 def instruction(source: Source, episode: int, step: int = 0) -> str:
@@ -105,36 +158,23 @@ def instruction(source: Source, episode: int, step: int = 0) -> str:
     return source.tasks[int(source.task_indices(episode)[step])]
 
 
-def check_source(source: Source, spec: RobotSpec) -> list[str]:
-    """Raise ValueError unless `source` can train a policy for robot `spec`; return warnings about what looks odd.
-
-    Reads all low-dimensional data and opens every file: seconds now instead of a crash hours into a run.
-    """
-    missing = [camera for camera in spec.cameras if camera not in source.cameras]
+def camera_names(found: dict[str, str], options: ReadOptions, where: str) -> dict[str, str]:
+    """Camera name -> the format's own name, as `options.cameras` wants it. `found`: the same, for everything there is."""
+    if not options.cameras:
+        return found
+    known = {**{feature: feature for feature in found.values()}, **found}
+    missing = [name for _, name in options.cameras if name not in known]
     if missing:
-        raise ValueError(
-            f"dataset {source.path} has no camera {', '.join(missing)} that robot '{spec.name}' needs; "
-            f"it has {', '.join(source.cameras) or 'none'}; map them with cameras={{robot's name: dataset's name}}"
-        )
-    for what, found, needed in (("action", source.action_dim, spec.action_dim), ("state", source.state_dim, spec.state_dim)):
-        if needed and found != needed:
-            raise ValueError(f"dataset {source.path} has {found} {what} dimensions, robot '{spec.name}' has {needed}: choose another robot")
-    source.check()
-    for episode in range(len(source)):
-        for what, values in (("action", source.actions(episode)), ("state", source.states(episode) if spec.state_dim else None)):
-            if values is not None and not np.isfinite(values).all():
-                step, dim = np.argwhere(~np.isfinite(values))[0]
-                where = f"episode {episode}, step {step}, dimension {dim}"
-                raise ValueError(f"dataset {source.path}: {what} is not finite in {where}; drop that episode")
-    empty = [task for task in source.tasks if not task.strip()]
-    warnings = [f"{len(empty)} empty instructions"] if empty else []
-    if abs(source.fps - spec.control_hz) > 1e-3 and source.kind == "demonstrations":
-        warnings.append(f"recorded at {source.fps:g} frames per second, but robot '{spec.name}' runs at {spec.control_hz:g} Hz")
-    return warnings
+        raise ValueError(f"dataset {where} has no camera {', '.join(missing)}; it has {', '.join(found) or 'none'}")
+    return {wanted: known[name] for wanted, name in options.cameras}
 
 
-def source_statistics(source: Source, normalize_mask: Sequence[bool] | np.ndarray) -> DatasetStatistics:
-    """Exact statistics of the actions and states of one dataset (its own statistics files are not trusted: see docs/data.md)."""
-    episodes = range(len(source))
-    states = [source.states(e) for e in episodes] if source.state_dim else None
-    return compute_statistics([source.actions(e) for e in episodes], states, normalize_mask)
+def check_steps(source: Source, episode: int, indices: Sequence[int] | np.ndarray, camera: str) -> np.ndarray:
+    """The arguments of `Source.frames`, checked: int64 steps. Raises ValueError for an unknown camera, IndexError for unknown steps."""
+    if camera not in source.cameras:
+        raise ValueError(f"dataset {source.path} has no camera '{camera}'; it has {', '.join(source.cameras) or 'none'}")
+    wanted = np.asarray(indices, np.int64)
+    if wanted.size and not (wanted.min() >= 0 and wanted.max() < source.lengths[episode]):
+        last = source.lengths[episode] - 1
+        raise IndexError(f"episode {episode} of {source.path} has steps 0..{last}, asked for {wanted.min()}..{wanted.max()}")
+    return wanted

@@ -1,20 +1,24 @@
 """All frames of a dataset, decoded and prepared once: training then reads bytes instead of video.
 
-One file `FINGERPRINT-PREPARATION-CAMERAS.npy`, uint8 (frames, V, size, size, 3), memory-mapped: the operating system keeps
-what is used in RAM, all processes share it, and a dataset larger than RAM still works.
+A table of rows uint8 (V, size, size, 3), one for each step: in memory, or in one file that all processes share and that may be larger than
+memory.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
-from vla_oft.atomic import temporary_beside
 from vla_oft.data.base import Source
+from vla_oft.data.index_cache import cached
+from vla_oft.data.rows import FileRows, RamRows, Rows, RowsFile
 from vla_oft.progress import progress
+
+BLOCK = 256
+"""Frames that a thread decodes before it writes them: an episode may be longer than memory."""
 
 
 class Prepare(Protocol):
@@ -38,70 +42,62 @@ class Prepare(Protocol):
         ...
 
 
-class FrameCache:
-    """Frames of `cameras`, by global frame number, uint8 (N, V, size, size, 3)."""
+def prepared(
+    source: Source, cameras: Sequence[str], prepare: Prepare, where: Literal["ram", "disk"], cache_dir: str | Path | None = None
+) -> Rows:
+    """Decode everything, now: rows uint8 (V, size, size, 3), N of them.
 
-    def __init__(self, frames: np.ndarray, path: Path | None) -> None:
-        self.frames, self.path = frames, path
+    where: "disk" keeps them in a folder `frames-...` below `cache_dir` (see `index_cache`) and finds them there the next
+    time; the name changes with the dataset, the preparation and the cameras. Raises ValueError when the disk is too small.
+    """
+    shape = (int(source.lengths.sum()), len(cameras), prepare.size, prepare.size, 3)
+    if where == "ram":
+        frames = np.empty(shape, np.uint8)
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        return self.frames[rows]
+        def keep(first: int, images: np.ndarray) -> None:
+            frames[first : first + len(images)] = images
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A worker process maps the file itself: a memory map would be copied into the pickle.
-        return {"path": self.path, "frames": self.frames if self.path is None else None}
+        _decode_all(source, cameras, prepare, keep)
+        return RamRows(frames)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.path = state["path"]
-        self.frames = state["frames"] if self.path is None else np.load(self.path, mmap_mode="r")
+    def build(folder: Path) -> None:
+        file = RowsFile(folder / "frames.npy", shape, np.uint8)
+        _decode_all(source, cameras, prepare, file.write)
+        file.close()
 
-
-def in_memory(source: Source, cameras: Sequence[str], prepare: Prepare, threads: int | None = None) -> FrameCache:
-    """Decode everything into RAM."""
-    frames = np.empty(_shape(source, cameras, prepare.size), np.uint8)
-    _fill(frames, source, cameras, prepare, threads)
-    return FrameCache(frames, None)
-
-
-def on_disk(folder: Path, source: Source, cameras: Sequence[str], prepare: Prepare, threads: int | None = None) -> FrameCache:
-    """Decode everything into a file in `folder`, or map the file that is already there. Appears whole or not at all."""
-    path = folder / f"{source.fingerprint()}-{prepare.key}-{'-'.join(cameras)}.npy"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_beside(path)
-        try:
-            frames = np.lib.format.open_memmap(temporary, "w+", np.uint8, _shape(source, cameras, prepare.size))
-            _fill(frames, source, cameras, prepare, threads)
-            frames.flush()
-            del frames
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    frames = np.load(path, mmap_mode="r")
-    if frames.shape != _shape(source, cameras, prepare.size):
-        raise ValueError(f"{path} holds {frames.shape}, expected {_shape(source, cameras, prepare.size)}; delete it")
-    return FrameCache(frames, path)
+    name = f"frames-{source.fingerprint()}-{prepare.key}-{'-'.join(cameras)}"
+    folder = cached(name, source.path, build, None if cache_dir is None else Path(cache_dir))
+    return FileRows(folder / "frames.npy")
 
 
-def decode_rows(source: Source, episode: int, steps: Sequence[int] | np.ndarray, cameras: Sequence[str], prepare: Prepare) -> np.ndarray:
-    """Frames of one episode without a cache, uint8 (N, V, size, size, 3)."""
-    views = [[prepare(image) for image in source.frames(episode, steps, camera)] for camera in cameras]
-    return np.stack([np.stack(view) for view in views], axis=1)
+def decode_rows(
+    source: Source,
+    episode: int,
+    steps: Sequence[int] | np.ndarray,
+    cameras: Sequence[str],
+    prepare: Prepare,
+    out: Sequence[np.ndarray] | np.ndarray,
+) -> None:
+    """Decode frames of one episode into `out`: for each of the N steps, uint8 (V, size, size, 3)."""
+    for view, camera in enumerate(cameras):
+        for images, image in zip(out, source.frames(episode, steps, camera), strict=True):
+            images[view] = prepare(image)
 
 
-def _shape(source: Source, cameras: Sequence[str], size: int) -> tuple[int, ...]:
-    return (int(source.lengths.sum()), len(cameras), size, size, 3)
-
-
-def _fill(frames: np.ndarray, source: Source, cameras: Sequence[str], prepare: Prepare, threads: int | None) -> None:
+def _decode_all(source: Source, cameras: Sequence[str], prepare: Prepare, keep: Callable[[int, np.ndarray], None]) -> None:
     """Decoding and resizing release the GIL, so threads are enough, and nothing is copied between processes."""
-    ends = np.cumsum(source.lengths)
+    firsts = np.cumsum(source.lengths) - source.lengths
 
-    def fill(episode: int) -> int:
-        steps = np.arange(source.lengths[episode])
-        frames[ends[episode] - len(steps) : ends[episode]] = decode_rows(source, episode, steps, cameras, prepare)
-        return len(steps)
+    def decode(episode: int) -> int:
+        length = int(source.lengths[episode])
+        for start in range(0, length, BLOCK):
+            steps = np.arange(start, min(start + BLOCK, length))
+            images = np.empty((len(steps), len(cameras), prepare.size, prepare.size, 3), np.uint8)
+            decode_rows(source, episode, steps, cameras, prepare, images)
+            keep(int(firsts[episode]) + start, images)
+        return length
 
-    with progress(f"decoding {source.name}", len(frames), "frames") as advance, ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for count in pool.map(fill, range(len(source))):
+    num_frames = int(source.lengths.sum())
+    with progress(f"decoding {source.name}", num_frames, "frames") as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for count in pool.map(decode, range(len(source))):
             advance(count)

@@ -24,11 +24,13 @@ import numpy as np
 from vla_oft.data import cache as frame_cache
 from vla_oft.data.base import Source
 from vla_oft.data.cache import Prepare
+from vla_oft.data.rows import Rows
+from vla_oft.data.table import LEFT, TASK, VALID, load_table
+from vla_oft.data.workers import Allocate
 from vla_oft.statistics import Normalizer
 from vla_oft_client import RobotSpec
 
 Caching = Literal["none", "ram", "disk"]
-DISTURBED = "disturbed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,25 +57,13 @@ class Samples:
         return len(self.indices)
 
 
-def chunk_rows(starts: np.ndarray, ends: np.ndarray, chunk_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (B, K) of the actions from `starts` (B,) on, held at the last row before `ends` (B,); and which are valid (B, K)."""
-    rows = starts[:, None] + np.arange(chunk_len)
-    return np.minimum(rows, ends[:, None] - 1), rows < ends[:, None]
-
-
-def next_true(flags: np.ndarray) -> np.ndarray:
-    """For each row of bool (N,), the first row from there on that is True; N where there is none."""
-    rows = np.where(flags, np.arange(len(flags)), len(flags))
-    return np.minimum.accumulate(rows[::-1])[::-1]
-
-
 class ChunkDataset:
     """All time steps of one or more sources, concatenated. Map-style: `dataset[i]` is one sample, `batch(indices)` many at once.
 
     prepare: from a recorded frame to the policy's image. action_normalizer, state_normalizer: the policy's own; without the latter,
     samples have no state. chunk_len: K, by default the robot's. cache: "ram" or "disk" (in `cache_dir`, by default `.cache` beside each
     dataset) decodes and prepares everything once, now; "none" decodes what is asked for. grounding, landmarks: also return the sources'
-    extras of those names. parity: drop windows past the end of an episode.
+    extras of those names. parity: drop windows past the end of an episode. Memory does not grow with the number of frames, except in "ram".
     """
 
     def __init__(
@@ -96,13 +86,15 @@ class ChunkDataset:
         _check_sizes(sources, spec, action_normalizer, state_normalizer)
         self.sources, self.spec, self.prepare, self.grounding = tuple(sources), spec, prepare, grounding
         self.chunk_len = spec.chunk_len if chunk_len is None else chunk_len
-        self._parts = [_Part(s, action_normalizer, state_normalizer, self.chunk_len, grounding, landmarks, parity) for s in sources]
-        self._ends = np.cumsum([len(part.starts) for part in self._parts])
+        self._parts = [
+            _Part(s, action_normalizer, state_normalizer, self.chunk_len, grounding, landmarks, parity, cache_dir) for s in sources
+        ]
+        self._ends = np.cumsum([part.num_samples for part in self._parts])
         if not self._ends[-1]:
             raise ValueError(f"no episode has chunk_len={self.chunk_len} steps: use a shorter chunk, or parity=False")
-        self._caches: list[frame_cache.FrameCache | None] = [None] * len(sources)
+        self._frames: list[Rows | None] = [None] * len(sources)
         if cache != "none":
-            self._caches = [self._decode(source, cache, cache_dir) for source in sources]
+            self._frames = [frame_cache.prepared(source, spec.cameras, prepare, cache, cache_dir) for source in sources]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -115,49 +107,46 @@ class ChunkDataset:
     def __getitem__(self, index: int) -> Samples:
         return self.batch([index])
 
-    def batch(self, indices: Sequence[int] | np.ndarray, seed: int = 0) -> Samples:
-        """Gather many samples at once."""
+    def batch(self, indices: Sequence[int] | np.ndarray, seed: int = 0, allocate: Allocate = np.empty) -> Samples:
+        """Gather many samples at once. allocate: where images are decoded to."""
         wanted = np.asarray(indices, np.int64)
         if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= len(self):
             raise IndexError(f"the dataset has samples 0..{len(self) - 1}, asked for {wanted.tolist()[:5]}")
         source_of = np.searchsorted(self._ends, wanted, side="right")
         chosen = np.unique(source_of)
         if len(chosen) == 1:
-            return self._gather(int(chosen[0]), wanted, seed)
+            return self._gather(int(chosen[0]), wanted, seed, allocate)
         slots = [np.flatnonzero(source_of == source) for source in chosen]
-        groups = [self._gather(int(source), wanted[slot], seed) for source, slot in zip(chosen, slots, strict=True)]
+        groups = [self._gather(int(source), wanted[slot], seed, np.empty) for source, slot in zip(chosen, slots, strict=True)]
         return _interleave(groups, np.argsort(np.concatenate(slots)), wanted, seed)
 
-    def _gather(self, source: int, wanted: np.ndarray, seed: int) -> Samples:
-        part, cache = self._parts[source], self._caches[source]
-        rows = part.starts[wanted - (self._ends[source] - len(part.starts))]
-        action_rows, valid = chunk_rows(rows, part.ends[rows], self.chunk_len)
+    def _gather(self, source: int, wanted: np.ndarray, seed: int, allocate: Allocate) -> Samples:
+        part, frames = self._parts[source], self._frames[source]
+        rows = part.rows(wanted - (self._ends[source] - part.num_samples))
+        steps = part.table.steps.read(rows)
+        ahead = np.arange(self.chunk_len)
+        action_rows = rows[:, None] + np.minimum(ahead, steps[:, LEFT, None] - 1)
+        extras = part.table.extras
         return Samples(
-            images=self._read_images(part, rows) if cache is None else np.asarray(cache[rows]),
-            state=None if part.states is None else part.states[rows],
-            actions=part.actions[action_rows],
-            valid=valid & part.has_actions & (action_rows <= part.undisturbed_until[rows, None]),
-            instructions=tuple(part.source.tasks[task] for task in part.tasks[rows]),
-            grounding=None if part.grounding is None else part.grounding[rows],
-            landmarks=None if part.landmarks is None else part.landmarks[rows],
+            images=self._read_images(part, rows, allocate) if frames is None else frames.read(rows),
+            state=part.states(rows),
+            actions=part.actions(action_rows),
+            valid=(ahead < steps[:, VALID, None]) & part.has_actions,
+            instructions=tuple(part.source.tasks[task] for task in steps[:, TASK]),
+            grounding=extras[part.grounding].read(rows) if part.grounding else None,
+            landmarks=extras[part.landmarks].read(rows) if part.landmarks else None,
             indices=wanted,
             seed=seed,
         )
 
-    def _read_images(self, part: "_Part", rows: np.ndarray) -> np.ndarray:
-        out = np.empty((len(rows), len(self.spec.cameras), self.prepare.size, self.prepare.size, 3), np.uint8)
-        episodes = part.episodes[rows]
-        for episode in np.unique(episodes):
-            slots = np.flatnonzero(episodes == episode)
-            steps = rows[slots] - (part.ends[rows[slots]] - part.source.lengths[episode])
-            out[slots] = frame_cache.decode_rows(part.source, int(episode), steps, self.spec.cameras, self.prepare)
+    def _read_images(self, part: "_Part", rows: np.ndarray, allocate: Allocate) -> np.ndarray:
+        out = allocate((len(rows), len(self.spec.cameras), self.prepare.size, self.prepare.size, 3), np.uint8)
+        episodes, steps = part.locate(rows)
+        order = np.lexsort((steps, episodes))  # frames that lie together are decoded together, each into its place
+        for group in np.split(order, np.flatnonzero(np.diff(episodes[order])) + 1):
+            frames = [out[slot] for slot in group]
+            frame_cache.decode_rows(part.source, int(episodes[group[0]]), steps[group], self.spec.cameras, self.prepare, frames)
         return out
-
-    def _decode(self, source: Source, cache: Caching, cache_dir: str | Path | None) -> frame_cache.FrameCache:
-        if cache == "ram":
-            return frame_cache.in_memory(source, self.spec.cameras, self.prepare)
-        folder = Path(cache_dir) if cache_dir is not None else source.path.parent / ".cache"
-        return frame_cache.on_disk(folder, source, self.spec.cameras, self.prepare)
 
 
 def _check_sizes(sources: Sequence[Source], spec: RobotSpec, action: Normalizer, state: Normalizer | None) -> None:
@@ -173,7 +162,7 @@ def _check_sizes(sources: Sequence[Source], spec: RobotSpec, action: Normalizer,
 
 
 class _Part:
-    """The low-dimensional data of one source, by frame, normalised once."""
+    """One source: where its samples lie, and its low-dimensional data, normalised as they are read."""
 
     def __init__(
         self,
@@ -184,26 +173,37 @@ class _Part:
         grounding: str | None,
         landmarks: str | None,
         parity: bool,
+        cache_dir: str | Path | None,
     ) -> None:
-        missing = [name for name in (grounding, landmarks) if name is not None and name not in source.extras]
+        wanted = [name for name in (grounding, landmarks) if name is not None]
+        missing = [name for name in wanted if name not in source.extras]
         if missing:
             raise ValueError(f"dataset {source.path} has no {missing}; it has {sorted(source.extras) or 'no extras'}")
-        episodes = range(len(source))
-        self.source, self.has_actions = source, source.kind != "scenes"
-        self.actions = action.normalize(np.concatenate([source.actions(e) for e in episodes]))
-        self.states = None if state is None else state.normalize(np.concatenate([source.states(e) for e in episodes]))
-        self.tasks = np.concatenate([source.task_indices(e) for e in episodes])
-        self.grounding, self.landmarks = (
-            None if name is None else np.concatenate([source.extra(name, e) for e in episodes]) for name in (grounding, landmarks)
-        )
-        self.undisturbed_until = np.full(len(self.actions), len(self.actions))
-        if DISTURBED in source.extras:
-            pushed = np.concatenate([source.extra(DISTURBED, e) for e in episodes]).reshape(len(self.actions), -1).any(axis=1)
-            self.undisturbed_until = next_true(np.asarray(pushed))
-        self.episodes = np.repeat(np.arange(len(source)), source.lengths)
-        self.ends = np.repeat(np.cumsum(source.lengths), source.lengths)
-        rows = np.arange(len(self.actions))
-        self.starts = rows[rows + chunk_len <= self.ends] if parity else rows
+        self.source, self.has_actions, self.grounding, self.landmarks = source, source.kind != "scenes", grounding, landmarks
+        self._action, self._state = action, state
+        self.table = load_table(source, wanted, with_states=state is not None, cache_dir=None if cache_dir is None else Path(cache_dir))
+        self._first_rows = np.concatenate([[0], np.cumsum(source.lengths)])
+        samples = np.maximum(source.lengths - (chunk_len - 1), 0) if parity else source.lengths
+        self._first_samples = np.concatenate([[0], np.cumsum(samples)])
+        self.num_samples = int(self._first_samples[-1])
+
+    def rows(self, samples: np.ndarray) -> np.ndarray:
+        """Rows of the table at which `samples` of this source begin."""
+        episodes = np.searchsorted(self._first_samples, samples, side="right") - 1
+        return self._first_rows[episodes] + samples - self._first_samples[episodes]
+
+    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(episodes, steps within them) of rows of the table."""
+        episodes = np.searchsorted(self._first_rows, rows, side="right") - 1
+        return episodes, rows - self._first_rows[episodes]
+
+    def actions(self, rows: np.ndarray) -> np.ndarray:
+        """Normalised actions, float32 (..., D)."""
+        return self._action.normalize(self.table.actions.read(rows))
+
+    def states(self, rows: np.ndarray) -> np.ndarray | None:
+        """Normalised states, float32 (..., S), or None."""
+        return None if self._state is None or self.table.states is None else self._state.normalize(self.table.states.read(rows))
 
 
 def _interleave(groups: list[Samples], order: np.ndarray, indices: np.ndarray, seed: int) -> Samples:

@@ -83,12 +83,13 @@ def tasks_table(tasks: list[str]) -> pa.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
-def feature_entry(dtype: str, shape: tuple[int, ...], fps: float | None = None) -> dict[str, Any]:
-    """One feature of `info.json`."""
-    entry: dict[str, Any] = {"dtype": dtype, "shape": list(shape), "names": None}
+def feature_entry(dtype: str, shape: tuple[int, ...], names: tuple[str, ...] = (), fps: float | None = None) -> dict[str, Any]:
+    """One feature of `info.json`. names: of its dimensions, where known."""
+    entry: dict[str, Any] = {"dtype": dtype, "shape": list(shape), "names": list(names) or None}
+    if dtype in ("video", "image"):
+        entry["names"] = ["height", "width", "channel"]
     if dtype == "video":
         assert fps is not None
-        entry["names"] = ["height", "width", "channel"]
         entry["info"] = {
             "video.height": shape[0],
             "video.width": shape[1],
@@ -107,7 +108,9 @@ def table_metadata(features: dict[str, dict[str, Any]]) -> dict[str, str]:
     described: dict[str, Any] = {}
     for name, feature in features.items():
         value = {"dtype": feature["dtype"], "_type": "Value"}
-        if feature["dtype"] != "video":
+        if feature["dtype"] == "image":
+            described[name] = {"_type": "Image"}
+        elif feature["dtype"] != "video":
             scalar = name in ("timestamp", "frame_index", "episode_index", "index", "task_index")
             described[name] = value if scalar else {"feature": value, "length": feature["shape"][0], "_type": "List"}
     return {"huggingface": json.dumps({"info": {"features": described}})}

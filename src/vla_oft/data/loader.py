@@ -10,10 +10,10 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from vla_oft.data.chunks import ChunkDataset, Samples
 from vla_oft.data.mixture import MixtureOrder
+from vla_oft.data.workers import Allocate, WorkerPool
 
 Batch = TypeVar("Batch")
 
@@ -58,14 +58,14 @@ class BatchLoader(Generic[Batch]):
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the global order: the number of samples delivered, over all ranks."""
-        return {"position": self.position, "seed": self.order.seed, "sizes": self.order.sizes, "weights": self.order.weights}
+        return {"position": self.position, **self.order.describe()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken. Raises ValueError if the data has changed since."""
-        for name, here in (("seed", self.order.seed), ("sizes", self.order.sizes), ("weights", self.order.weights)):
-            if state[name] != here:
-                change = f"the loader's {name} was {state[name]}, now it is {here}"
-                raise ValueError(f"cannot resume: {change}; resume with the same data and seed")
+        for name, here in self.order.describe().items():
+            if state.get(name) != here:
+                change = f"the loader's {name} was {state.get(name)}, now it is {here}"
+                raise ValueError(f"cannot resume: {change}; resume with the same data, seed and version of vla-oft")
         self.position = state["position"]
 
     def _requests(self) -> Iterator[tuple[np.ndarray, int]]:
@@ -77,15 +77,8 @@ class BatchLoader(Generic[Batch]):
             position += self.batch_size * self.world_size
 
     def _by_processes(self) -> Generator[Batch, None, None]:
-        loader = DataLoader(
-            _Fetch(self.dataset),  # type: ignore[arg-type]
-            sampler=self._requests(),  # type: ignore[arg-type]
-            batch_size=None,
-            num_workers=self.num_workers,
-            collate_fn=self.collate,  # type: ignore[arg-type]
-            prefetch_factor=self.prefetch,
-        )
-        yield from loader
+        pool = WorkerPool(_Fetch(self.dataset, self.collate), self.num_workers, self.prefetch)
+        return pool.results(self._requests())
 
     def _by_thread(self) -> Generator[Batch, None, None]:
         ready: queue.Queue[Any] = queue.Queue(self.prefetch)
@@ -126,11 +119,12 @@ class _Failure:
         self.error = error
 
 
-class _Fetch:
-    """The dataset as torch's DataLoader calls it: one request is one batch."""
+class _Fetch(Generic[Batch]):
+    """One request becomes one batch."""
 
-    def __init__(self, dataset: ChunkDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: ChunkDataset, collate: Callable[[Samples], Batch]) -> None:
+        self.dataset, self.collate = dataset, collate
 
-    def __getitem__(self, request: tuple[np.ndarray, int]) -> Samples:
-        return self.dataset.batch(*request)
+    def __call__(self, request: tuple[np.ndarray, int], allocate: Allocate) -> Batch:
+        indices, seed = request
+        return self.collate(self.dataset.batch(indices, seed, allocate))

@@ -1,114 +1,205 @@
-"""Video files: random access to frames, and clips that are encoded anywhere and joined without re-encoding.
+"""Video files: random access to frames by time.
 
-    seek to the keyframe before the wanted frame, decode forward until it:   K . . . K . . [x]
-                                                                                     ^seek   ^wanted
+    seek to the keyframe before the wanted frame, decode forward to it:   K . . . K . . [x]
+                                                                                  ^seek  ^wanted
+
+Frames are found by their presentation time, never by counting: files begin at other times than zero, and store frames in another order than
+they show them. The first frames after a keyframe may need the frames before it (open groups of pictures); then decoding starts one keyframe
+earlier.
 
 Containers stay open, a few per thread (decoding releases the GIL, so threads decode in parallel); after a fork they are reopened.
 """
 
-import io
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
 MAX_OPEN = 16
 """Containers kept open per thread."""
 
-DECODE_AHEAD = 24
-"""Decode forward rather than seek when the wanted frame is at most this far ahead."""
+SEEK_COST = 2
+"""A seek costs as much as decoding this many frames (measured: 0.5 for AV1, 1.7 for H.264)."""
+
+TOLERANCE = 0.4
+"""How far from its time a frame may lie, as a share of the time between frames. Joined files drift a little; half would be ambiguous."""
+
+MAX_PIXELS = 7680 * 4320
+"""No camera of a robot has more."""
 
 
-@dataclass(frozen=True)
-class Clip:
-    """An H.264 mp4 file in memory, frames in presentation order, the first a keyframe."""
+def read_frames(path: str | Path, indices: Sequence[int] | np.ndarray, fps: float, start_s: float = 0.0) -> np.ndarray:
+    """Frames of a file, any order, repeats allowed: uint8 (N, H, W, 3) RGB. Frame i is shown `start_s + i / fps` after the file's first.
 
-    data: bytes
-    num_frames: int
-    height: int
-    width: int
-
-
-def read_frames(path: str | Path, indices: Sequence[int] | np.ndarray, fps: float) -> np.ndarray:
-    """Frames at positions `indices` (any order, repeats allowed) of a file, uint8 (N, H, W, 3) RGB."""
+    Raises ValueError naming the file when it is missing, damaged, too short, or recorded at another rate.
+    """
     wanted = np.asarray(indices, np.int64)
     video = _open(str(path), fps)
     out: np.ndarray | None = None
     try:
         for slot in np.argsort(wanted, kind="stable"):
-            image = video.image(int(wanted[slot]))
+            frame = video.frame(start_s + int(wanted[slot]) / fps)
             if out is None:
-                out = np.empty((len(wanted), *image.shape), np.uint8)
-            out[slot] = image
+                out = np.empty((len(wanted), frame.height, frame.width, 3), np.uint8)
+            _copy(frame, out[slot])
     except (av.FFmpegError, EOFError) as error:
         _cache().pop(str(path), None)
+        video.close()
         raise ValueError(f"{path}: cannot decode ({error}); copy or record the file again") from None
     return out if out is not None else np.empty((0, video.height, video.width, 3), np.uint8)
 
 
 def num_frames(path: str | Path, fps: float) -> int:
-    """Frames of a file, from its header. Raises ValueError if the file is missing or damaged."""
-    return _open(str(path), fps).num_frames
+    """Frames of a file, from its header; nothing is decoded.
+
+    Raises ValueError if the file is missing or damaged, ends before its last frame, or was recorded at another rate.
+    """
+    video = _open(str(path), fps)
+    needed, size = max((entry.pos + entry.size for entry in video.stream.index_entries), default=0), os.path.getsize(path)
+    if size < needed:
+        raise ValueError(f"{path}: truncated: {size} bytes, its frames need {needed}; copy the file again")
+    return video.num_frames
 
 
 class _Video:
-    """One open container, remembering where it is."""
+    """One open container, remembering where it is. Times are ticks of the stream from its first frame on."""
 
     def __init__(self, path: str, fps: float) -> None:
-        self.fps, self.path = fps, path
         self.container = av.open(path)
         self.stream = self.container.streams.video[0]
-        self.stream.codec_context.thread_count = 1
+        self.stream.codec_context.thread_count = 1  # loaders run many processes; a second thread only decodes ahead in vain
         self.height, self.width = self.stream.codec_context.height, self.stream.codec_context.width
         assert self.stream.time_base is not None
-        self.tick_s = self.stream.time_base
-        length = self.stream.frames or round(float((self.stream.duration or 0) * self.tick_s) * fps)
-        self.num_frames = int(length)
+        self.tick_s, self.origin = float(self.stream.time_base), self.stream.start_time or 0
+        self.period = 1 / (fps * self.tick_s)
+        self.num_frames = int(self.stream.frames or round((self.stream.duration or 0) / self.period))
         self.converter = VideoReformatter()  # kept: a frame's own would build its tables anew for every frame
         self.decoder: Iterator[av.VideoFrame] | None = None
-        self.position, self.latest = -1, np.empty(0, np.uint8)
+        self.target, self.position, self.broken = 0, 0, False
+        self.latest: av.VideoFrame | None = None
+        self._keyframes: np.ndarray | None = None
+        _check(path, self, fps)
 
-    def image(self, index: int) -> np.ndarray:
-        if index == self.position:
+    def close(self) -> None:
+        """Release the decoder now: the generator refers to this object, and only the garbage collector would find that out."""
+        self.decoder = self.latest = None
+        self.container.close()
+
+    def frame(self, time_s: float) -> av.VideoFrame:
+        """The frame at a time after the first, in rgb24."""
+        target = round(time_s / self.tick_s)
+        if self.latest is not None and self._near(self.position, target):
             return self.latest
-        if not 0 <= index < self.num_frames:
-            raise EOFError(f"frame {index} wanted, the file has {self.num_frames}")
-        if self.decoder is None or not self.position < index <= self.position + DECODE_AHEAD:
-            self.container.seek(int(Fraction(index) / Fraction(self.fps).limit_denominator(100000) / self.tick_s), stream=self.stream)
-            self.decoder, self.position = self.container.decode(self.stream), -1
-        for frame in self.decoder:
-            position = round(float((frame.pts or 0) * self.tick_s) * self.fps)
-            if position >= index:
-                break
-        else:
-            self.decoder = None
-            raise EOFError(f"the file ends before frame {index}")
-        if position > index:
-            self.decoder = None
-            raise EOFError(f"frame {index} is missing, the next is {position}: is the recording rate really {self.fps:g}?")
-        self.position, self.latest = position, self.converter.reformat(frame, format="rgb24").to_ndarray()
+        found = self._forward(target) if self._is_ahead(target) else None
+        if found is None:
+            found = self._seek(target)
+        self.position = self._time(found)
+        # one thread: more are started for every frame otherwise, and cost three times as long for small images
+        self.latest = self.converter.reformat(found, format="rgb24", threads=1)
         return self.latest
+
+    @property
+    def keyframes(self) -> np.ndarray:
+        """Sorted times at which decoding can begin, in decoding order's time: at or before the keyframe is shown."""
+        if self._keyframes is None:
+            found = [entry.timestamp for entry in self.stream.index_entries if entry.is_keyframe]
+            self._keyframes = np.array(sorted(found), np.int64) - self.origin
+        return self._keyframes
+
+    def _is_ahead(self, target: int) -> bool:
+        """Whether decoding on from here is cheaper than to seek."""
+        if self.decoder is None or self.latest is None or target <= self.position:
+            return False
+        last = int(np.searchsorted(self.keyframes, target, side="right")) - 1
+        return last < 0 or int(self.keyframes[last]) - self.position <= SEEK_COST * self.period
+
+    def _seek(self, target: int) -> av.VideoFrame:
+        """The frame at `target`, decoded from the keyframe before it, or from an earlier one where that shows it too late."""
+        first = int(np.searchsorted(self.keyframes, target, side="right")) - 1
+        earlier = [int(self.keyframes[k]) - 1 for k in (first, first - 1) if k > 0]
+        begin = min([0, *self.keyframes[:1].tolist()])
+        for time in (target, *earlier, begin):
+            self.container.seek(time + self.origin, stream=self.stream)
+            self.decoder, self.latest, self.broken = self._decode(), None, False
+            found = self._forward(target, begins_file=time == begin)
+            if found is not None:
+                return found
+        raise AssertionError("unreachable: the last attempt finds a frame or raises")
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        """All frames from here on, but on the way to the target only those that others are predicted from."""
+        context = self.stream.codec_context
+        for packet in self.container.demux(self.stream):
+            early = packet.pts is not None and packet.pts - self.origin < self.target - self.period / 2
+            context.skip_frame = "NONREF" if early else "DEFAULT"
+            yield from packet.decode()  # type: ignore[misc]
+
+    def _forward(self, target: int, begins_file: bool = False) -> av.VideoFrame | None:
+        """The frame at `target`; None when the first frame here is too late already, so that decoding must begin earlier."""
+        assert self.decoder is not None
+        self.target, before = target, self.position if self.latest is not None else None
+        for frame in self.decoder:
+            time = self._time(frame)
+            self.broken = frame.is_corrupt or (self.broken and not frame.key_frame)  # later frames are predicted from a broken one
+            if self._near(time, target) and not self.broken:
+                return frame
+            if time > target - TOLERANCE * self.period:
+                if before is None and not begins_file:
+                    return None
+                self.decoder = None
+                raise EOFError(self._gap(target, time))
+            before = time
+        self.decoder = None
+        raise EOFError(f"the file ends before {target * self.tick_s:.3f} s")
+
+    def _time(self, frame: av.VideoFrame) -> int:
+        return (frame.pts or 0) - self.origin
+
+    def _near(self, time: int, target: int) -> bool:
+        return abs(time - target) <= TOLERANCE * self.period
+
+    def _gap(self, target: int, time: int) -> str:
+        if self.broken:
+            return f"the frame at {target * self.tick_s:.3f} s is damaged"
+        return (
+            f"no frame at {target * self.tick_s:.3f} s, the next is at {time * self.tick_s:.3f} s: "
+            "frames were dropped; re-encode it at a constant rate"
+        )
+
+
+def _copy(frame: av.VideoFrame, out: np.ndarray) -> None:
+    """The pixels of an rgb24 frame into (H, W, 3); its rows may be padded."""
+    rows = np.frombuffer(frame.planes[0], np.uint8).reshape(frame.height, frame.planes[0].line_size)  # type: ignore[arg-type]
+    out.reshape(frame.height, -1)[:] = rows[:, : frame.width * 3]
+
+
+def _check(path: str, video: _Video, fps: float) -> None:
+    """Raise ValueError when a header is impossible, or tells of another frame rate."""
+    if not 0 < video.height * video.width <= MAX_PIXELS:
+        raise ValueError(f"{path}: frames of {video.width} x {video.height} pixels, at most {MAX_PIXELS} are read; record the file again")
+    rate = float(video.stream.average_rate or 0)
+    if rate and abs(rate / fps - 1) > max(0.02, 1.5 / max(video.num_frames, 1)):
+        raise ValueError(
+            f"{path}: recorded at {rate:g} frames a second, but meta/info.json says {fps:g}; correct fps there, or re-encode the video"
+        )
 
 
 class _PerThread(threading.local):
     def __init__(self) -> None:
-        self.videos: OrderedDict[str, _Video] = OrderedDict()
+        self.videos: OrderedDict[str, tuple[_Video, tuple[float, int, int]]] = OrderedDict()
         self.process = os.getpid()
 
 
 _open_videos = _PerThread()
-_inherited: list[OrderedDict[str, _Video]] = []
+_inherited: list[OrderedDict[str, tuple[_Video, tuple[float, int, int]]]] = []
 
 
-def _cache() -> OrderedDict[str, _Video]:
+def _cache() -> OrderedDict[str, tuple[_Video, tuple[float, int, int]]]:
     if _open_videos.process != os.getpid():
         # After a fork, the parent's containers share its file positions, and closing one waits for decoder threads that do not
         # exist in this process (dav1d): they are left alone for ever.
@@ -119,80 +210,20 @@ def _cache() -> OrderedDict[str, _Video]:
 
 def _open(path: str, fps: float) -> _Video:
     videos = _cache()
-    video = videos.get(path)
-    if video is None:
-        try:
-            video = videos[path] = _Video(path, fps)
-        except (FileNotFoundError, IsADirectoryError):
-            raise ValueError(f"{path}: the video is missing; copy the dataset again") from None
-        except (av.FFmpegError, IndexError) as error:
-            raise ValueError(f"{path}: not a readable video ({error}); copy or record the file again") from None
-        while len(videos) > MAX_OPEN:
-            videos.popitem(last=False)[1].container.close()
+    try:
+        stat = os.stat(path)
+        version = (fps, stat.st_mtime_ns, stat.st_size)
+        if path in videos and videos[path][1] != version:
+            videos.pop(path)[0].close()
+        if path not in videos:
+            videos[path] = _Video(path, fps), version
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"{path}: the video is missing; copy the dataset again") from None
+    except PermissionError:
+        raise ValueError(f"{path}: no permission to read it; change its owner or mode (chmod -R u+rX)") from None
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise ValueError(f"{path}: not a readable video ({error}); copy or record the file again") from None
+    while len(videos) > MAX_OPEN:
+        videos.popitem(last=False)[1][0].close()
     videos.move_to_end(path)
-    return video
-
-
-def encode_clip(
-    frames: Sequence[np.ndarray] | np.ndarray, fps: float, keyframes: Sequence[int] = (0,), crf: int = 18, keyint: int = 10
-) -> Clip:
-    """Encode uint8 (T, H, W, 3) frames as H.264. Deterministic, without B-frames; frames at `keyframes` can be sought to exactly.
-
-    crf: quality, 0 lossless to 51; keyint: at most this many frames between keyframes: random access decodes half of that on average.
-    """
-    height, width = frames[0].shape[:2]
-    if height % 2 or width % 2:
-        raise ValueError(f"video frames must have even height and width, got {height} x {width}; choose an even camera size")
-    buffer = io.BytesIO()
-    starts = set(keyframes) | {0}
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100000))
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size, stream.max_b_frames = width, height, "yuv420p", keyint, 0
-        stream.codec_context.thread_count = 1
-        stream.options = {"crf": str(crf), "preset": "veryfast", "forced-idr": "1", "x264-params": "scenecut=0:rc-lookahead=0:mbtree=0"}
-        for index, image in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame.pict_type = PictureType.I if index in starts else PictureType.NONE
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return Clip(buffer.getvalue(), len(frames), height, width)
-
-
-class ClipFile:
-    """An mp4 file to which clips are appended without re-encoding."""
-
-    def __init__(self, path: Path, fps: float) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.num_frames, self.num_bytes = path, 0, 0
-        self._period_s = 1 / Fraction(fps).limit_denominator(100000)
-        self._container = av.open(str(path), "w", format="mp4")
-        self._stream: av.VideoStream | None = None
-        self._header = b""
-
-    def append(self, clip: Clip) -> int:
-        """Add all frames of `clip`; return the position of its first."""
-        first = self.num_frames
-        with av.open(io.BytesIO(clip.data), "r") as source:
-            template = source.streams.video[0]
-            header = bytes(template.codec_context.extradata or b"")
-            if self._stream is None:
-                self._stream, self._header = self._container.add_stream_from_template(template), header
-            if header != self._header:
-                raise ValueError(f"{self.path}: clips of one camera must have one size and one encoding, got {clip.width} x {clip.height}")
-            assert template.time_base is not None
-            ticks = self._period_s / template.time_base
-            for packet in source.demux(template):
-                if packet.dts is None:
-                    continue
-                packet.pts = packet.dts = round(self.num_frames * ticks)
-                packet.duration = round(ticks)
-                packet.stream = self._stream
-                self._container.mux(packet)
-                self.num_frames += 1
-        assert self.num_frames == first + clip.num_frames
-        self.num_bytes += len(clip.data)
-        return first
-
-    def close(self) -> None:
-        """Finish the file."""
-        self._container.close()
+    return videos[path][0]

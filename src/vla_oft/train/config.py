@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from vla_oft import robots
 from vla_oft.config import PLUGIN
 from vla_oft.data.augment import AugmentConfig
+from vla_oft.data.base import ReadOptions
+from vla_oft.data.select import Filters
 from vla_oft.heads import grounding
 from vla_oft.policy import HeadConfig
 from vla_oft.train.lora import Lora
@@ -19,11 +21,18 @@ from vla_oft_client import RobotSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One dataset folder. cameras: pairs (robot's name, dataset's name) where the names differ; empty keeps the dataset's own."""
+    """One dataset.
+
+    path: its folder, or `owner/name[@revision]` on the hub. read: what the folder does not say about itself, for example
+    `read.cameras=[["front", "top"]]` where the names differ. layout: how it becomes the robot's, where that is not found out by itself:
+    a layout's name, or "as-is". filters: what to leave out.
+    """
 
     name: str
     path: str
-    cameras: tuple[tuple[str, str], ...] = ()
+    read: ReadOptions = field(default_factory=ReadOptions)
+    layout: str | None = None
+    filters: Filters = field(default_factory=Filters)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,10 @@ from tokenizers import Tokenizer
 
 from vla_oft import hub, preprocess
 from vla_oft.data.augment import AugmentConfig, augment
-from vla_oft.data.base import Source, check_source, open_source, source_statistics
+from vla_oft.data.base import Source
+from vla_oft.data.check import check_source, source_statistics
 from vla_oft.data.chunks import ChunkDataset, Samples
+from vla_oft.data.prepare import open_for
 from vla_oft.heads import discrete
 from vla_oft.policy import Batch, HeadConfig, Policy, PolicyConfig, checkpoint_folder, some_dataset
 from vla_oft.statistics import DatasetStatistics
@@ -27,8 +29,10 @@ LANDMARKS = "landmarks"
 def open_datasets(config: TrainConfig) -> list[Source]:
     """Open and check every dataset against the robot. Raises ValueError naming what does not fit; prints warnings."""
     spec = config.robot_spec()
-    sources = [open_source(d.path, dict(d.cameras) or None) for d in config.datasets]
+    sources = [open_for(spec, d.path, d.read, d.filters, d.layout) for d in config.datasets]
     for source in sources:
+        for line in source.skipped:
+            print(f"skipped: {line}")
         for warning in check_source(source, spec):
             print(f"warning: {source.path}: {warning}")
     return sources
