@@ -1,7 +1,6 @@
 """The command line. Each command imports what it needs when it runs, so that `vla-oft --help` answers at once."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
-from vla_oft import cli_bench
+from vla_oft import cli_bench, cli_data
 
 
 def quickstart(
@@ -157,50 +156,6 @@ def evaluate(
         _print_json(results.to_json())
 
 
-def data_collect(
-    suite: Positional[str],
-    *,
-    out: Path,
-    episodes: int = 50,
-    seed: int = 0,
-    noise: float = 0.0,
-    pushes: float = 0.0,
-    camera_size: int = 128,
-    grounding_patches: int | None = None,
-    workers: int | None = None,
-) -> None:
-    """Record demonstrations of the scripted expert as a LeRobot v3.0 dataset.
-
-    Args:
-        suite: tasks, for example tabletop/touch, tabletop (all of them), or tabletop/touch,tabletop/push.
-        out: dataset folder; must be empty or absent.
-        episodes: successful episodes to record of each task.
-        seed: of the first scene.
-        noise: white DART noise on the executed action (standard deviation, action units); labels stay the expert's, and a chunk
-            trains only up to a disturbed step: prefer pushes.
-        pushes: chance per step that a push of up to 4 steps begins, for example 0.05.
-        camera_size: pixels of the square camera images.
-        grounding_patches: also store which of N x N patches show the named object.
-        workers: processes, 0 for none; one per core by default.
-    """
-    from vla_oft.collect import CollectConfig, Noise, collect
-    from vla_oft.evaluate.suite import resolve
-
-    done = collect(
-        CollectConfig(
-            suite=tuple(str(task) for task in resolve(suite)),
-            out=out,
-            episodes=episodes,
-            seed=seed,
-            noise=Noise(std=noise, hold_probability=pushes, hold_std=0.5, hold_steps=4),
-            camera_size=camera_size,
-            grounding_patches=grounding_patches,
-            workers=(os.cpu_count() or 1) if workers is None else workers,
-        )
-    )
-    print(f"{done.out}: {done.num_episodes} episodes, {done.num_frames} frames in {done.duration_s:.0f} s; {done.num_failed} failed")
-
-
 def ckpt_show(checkpoint: Positional[str], *, json: bool = False) -> None:
     """Print what a checkpoint is: model, robot, statistics, sizes.
 
@@ -306,10 +261,6 @@ def ckpt_merge(
     )
 
 
-def data() -> None:
-    """Demonstrations: collect."""
-
-
 def ckpt() -> None:
     """Checkpoints: show, import, export, merge."""
 
@@ -319,12 +270,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "show": show,
     "eval": evaluate,
-    "data": data,
+    "data": cli_data.data,
     "ckpt": ckpt,
     "bench": cli_bench.bench,
 }
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
-    "data": {"collect": data_collect},
+    "data": cli_data.COMMANDS,
     "ckpt": {"show": ckpt_show, "import": ckpt_import, "export": ckpt_export, "merge": ckpt_merge},
     "bench": cli_bench.COMMANDS,
 }
@@ -345,7 +296,7 @@ def main() -> None:
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:  # OSError: the disk is full, or a process died
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:

@@ -1,6 +1,7 @@
 """Small charts as inline SVG: no plotting library, no external resource; colours come from the page's style sheet.
 
-Every chart is WIDTH x HEIGHT units and scales with its container. Classes `a`, `b` colour the series, `grid` and `tick` the axes.
+Every chart is WIDTH x HEIGHT units and scales with its container. Classes `a`, `b` colour the series, `grid` and `tick` the axes, `bar` the
+columns of a histogram, `band` and `mark` what happened when.
 """
 
 import html
@@ -24,8 +25,18 @@ class Series:
     style: str = "a"
 
 
-def chart(series: Sequence[Series], *, label: str, log: bool = False) -> str:
-    """Lines over common axes. `label` is read to people who cannot see it. Values that are not finite leave a gap."""
+def chart(
+    series: Sequence[Series],
+    *,
+    label: str,
+    log: bool = False,
+    marks: Sequence[float] = (),
+    bands: Sequence[tuple[float, float]] = (),
+) -> str:
+    """Lines over common axes. `label` is read to people who cannot see it. Values that are not finite leave a gap.
+
+    marks: x of vertical lines. bands: (from, to) in x, shaded over the whole height.
+    """
     series = [thin(s) for s in series]
     x = np.concatenate([s.x for s in series])
     y = np.concatenate([s.y[np.isfinite(s.y)] for s in series])
@@ -40,7 +51,14 @@ def chart(series: Sequence[Series], *, label: str, log: bool = False) -> str:
         down = HEIGHT - BOTTOM - (py - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
         return round(across, 1), round(down, 1)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label, quote=True)}">']
+    parts = [_head(label)]
+    for first, last in bands:
+        (left, _), (right, _) = place(max(first, x_low), y_low), place(min(last, x_high), y_low)
+        if right > left:
+            parts.append(f'<rect class="band" x="{left}" y="{TOP}" width="{right - left:.1f}" height="{HEIGHT - TOP - BOTTOM}"/>')
+    for mark in marks:
+        across, _ = place(mark, y_low)
+        parts.append(f'<line class="mark" x1="{across}" x2="{across}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     for tick in log_ticks(y_low, y_high) if log else ticks(y_low, y_high, 4):
         _, down = place(x_low, tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}"/>')
@@ -52,6 +70,31 @@ def chart(series: Sequence[Series], *, label: str, log: bool = False) -> str:
         for run in _finite_runs(s):
             points = " ".join("{},{}".format(*place(px, float(scale(py)))) for px, py in run)
             parts.append(f'<polyline class="{s.style}" points="{points}"/>')
+    return "".join([*parts, "</svg>"])
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int], *, label: str) -> str:
+    """Columns between len(counts) + 1 rising `edges`. A column that is not empty is at least a pixel high, so that outliers are seen."""
+    if not counts or max(counts) <= 0:
+        return f'<p class="quiet">{html.escape(label)}: no values</p>'
+    low, high, most = float(edges[0]), float(edges[-1]), max(counts)
+    room = HEIGHT - TOP - BOTTOM
+
+    def across(value: float) -> float:
+        return round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
+
+    parts = [_head(label)]
+    for tick in ticks(0, most, 3):
+        down = round(HEIGHT - BOTTOM - tick / most * room, 1)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+    for tick in ticks(low, high, 5):
+        parts.append(f'<text class="tick" x="{across(tick)}" y="{HEIGHT - 7}" text-anchor="middle">{number(tick)}</text>')
+    for first, last, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        if count:
+            tall = max(1.0, round(count / most * room, 1))
+            left, wide = across(first), max(0.6, across(last) - across(first) - 0.6)
+            parts.append(f'<rect class="bar" x="{left}" y="{HEIGHT - BOTTOM - tall:.1f}" width="{wide:.1f}" height="{tall:.1f}"/>')
     return "".join([*parts, "</svg>"])
 
 
@@ -92,6 +135,10 @@ def number(value: float) -> str:
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
         return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:.4g}"
+
+
+def _head(label: str) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label, quote=True)}">'
 
 
 def _range(low: float, high: float, margin: float) -> tuple[float, float]:

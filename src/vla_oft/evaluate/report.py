@@ -5,7 +5,6 @@ Built from plain inputs, so that training, evaluation and the quick start can al
     write_report(path, Report(title="...", success=success_rows(results), metrics=read_metrics(run / "metrics.jsonl"), ...))
 """
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vla_oft.evaluate.page import bullets, escape, key_values, page, section
 from vla_oft.evaluate.success import Rate, interval
+from vla_oft.html import bullets, embedded, escape, grid, key_values, page, section, tile
 from vla_oft.plots import Series, chart, smooth
 
 MEDIA_LIMIT_BYTES = 5_500_000  # base64 makes 7.3 MB of it: the page stays below 8 MB
@@ -119,7 +118,7 @@ def read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
 
 def render(report: Report) -> str:
     """The page as text."""
-    tiles = "".join(f'<div class="card tile"><b>{escape(t.value)}</b><span>{escape(t.label)}</span></div>' for t in report.tiles)
+    tiles = "".join(tile(t.value, t.label) for t in report.tiles)
     parts = [
         f"<h1>{escape(report.title)}</h1>",
         f'<p class="lead">{escape(report.lead)}</p>' if report.lead else "",
@@ -181,7 +180,7 @@ def _training(metrics: tuple[Mapping[str, Any], ...]) -> str:
             lines = [Series(x=x, y=y, style="a faint"), Series(x=x, y=smooth(y, max(3, len(y) // 25)))]
         drawing = chart(lines, label=f"{name} over training steps", log=bool(positive and y.max() / y.min() > 30 and name != "lr"))
         cards.append(f'<div class="card"><h3>{escape(name)}</h3>{drawing}</div>')
-    return f'<div class="grid3">{"".join(cards)}</div>' if cards else ""
+    return grid(cards)
 
 
 def _actions(plot: ActionPlot) -> str:
@@ -194,7 +193,7 @@ def _actions(plot: ActionPlot) -> str:
     error = float(np.abs(plot.predicted - plot.expert).mean())
     words = f"expert; mean absolute difference {error:.3f}"
     legend = f'<p class="legend"><i class="a"></i><span>predicted</span><i class="b"></i><span>{words}</span></p>'
-    return f'<div class="card"><h3>{escape(plot.title)}</h3>{legend}<div class="grid3">{"".join(cards)}</div></div>'
+    return f'<div class="card"><h3>{escape(plot.title)}</h3>{legend}{grid(cards)}</div>'
 
 
 def _media(media: tuple[Media, ...]) -> str:
@@ -207,14 +206,14 @@ def _media(media: tuple[Media, ...]) -> str:
         used += size
         figures.append(_figure(item))
     note = f'<p class="quiet">Left out to keep this page small: {escape(", ".join(left_out))}.</p>' if left_out else ""
-    return f'<div class="grid3">{"".join(figures)}</div>{note}' if figures or note else ""
+    return grid(figures) + note
 
 
 def _figure(item: Media) -> str:
     kind = {".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg"}.get(item.path.suffix)
     if kind is None:
         raise ValueError(f"{item.path}: a report shows .mp4, .png and .jpg")
-    data = f"data:{kind};base64,{base64.b64encode(item.path.read_bytes()).decode()}"
+    data = embedded(item.path.read_bytes(), kind)
     video = kind == "video/mp4"
     shown = f'<video src="{data}" controls muted loop playsinline></video>' if video else f'<img src="{data}" alt="{escape(item.caption)}">'
     tone = "" if item.good is None else "good" if item.good else "bad"

@@ -1,5 +1,6 @@
-"""The look of a report: one HTML page without any external resource, light or dark as the reader's system is."""
+"""The look of every HTML page: one file without any external resource, light or dark as the reader's system is."""
 
+import base64
 import html
 from collections.abc import Mapping, Sequence
 
@@ -39,7 +40,8 @@ td.bar { width: 42%; min-width: 170px; }
 .grid3 { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 14px; }
 svg { display: block; width: 100%; height: auto; } polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 polyline.a { stroke: var(--a); } polyline.b { stroke: var(--b); } polyline.faint { opacity: .28; stroke-width: 1; }
-line.grid { stroke: var(--line); } text.tick { fill: var(--quiet); font-size: 11.5px; }
+line.grid { stroke: var(--line); } line.mark { stroke: var(--b); stroke-width: 1; stroke-dasharray: 3 3; }
+rect.bar { fill: var(--a); } rect.band { fill: var(--track); } text.tick { fill: var(--quiet); font-size: 11.5px; }
 .legend { font-size: 13px; color: var(--quiet); margin: 0 0 10px; } 
 .legend i { display: inline-block; width: 18px; height: 3px; border-radius: 2px; margin: 0 6px 3px 0; vertical-align: middle; }
 .legend i + i, .legend span + i { margin-left: 16px; } i.a { background: var(--a); } i.b { background: var(--b); }
@@ -52,6 +54,12 @@ figcaption { padding: 10px 14px 12px; font-size: 13.5px; } .good { color: var(--
 .c3 { background: #9a6bd8; } .c4 { background: #c75a86; } .c5 { background: var(--quiet); }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px; }
 tr:first-child td { border-top: 0; }
+.problem { margin: 0 0 14px; border-left: 4px solid var(--quiet); } .problem p { max-width: 90ch; } .problem h3 { font-size: 15px; }
+.problem.error { border-left-color: var(--bad); } .problem.warning { border-left-color: var(--b); }
+.pill { font-size: 12px; font-weight: 600; padding: 2px 8px; margin-right: 8px; border-radius: 999px; background: var(--track); }
+.pill.error { color: var(--bad); } .pill.warning { color: var(--b); } .pill.note { color: var(--quiet); }
+.strip { margin: 10px 0 0; } .strip img { border-radius: 6px; }
+.strip figcaption { padding: 4px 0 0; color: var(--quiet); font-size: 12.5px; }
 td.num { text-align: right; } td.value { white-space: normal; overflow-wrap: anywhere; } td.key { color: var(--quiet); width: 32%; }
 code { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 footer { margin-top: 40px; color: var(--quiet); font-size: 13px; }
@@ -84,6 +92,21 @@ def key_values(values: Mapping[str, str]) -> str:
 def bullets(lines: Sequence[str]) -> str:
     """A list of sentences."""
     return '<ul class="reading">' + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+
+
+def grid(cards: Sequence[str]) -> str:
+    """Cards side by side, as many as fit; nothing without cards."""
+    return f'<div class="grid3">{"".join(cards)}</div>' if cards else ""
+
+
+def tile(value: object, label: object) -> str:
+    """One headline number."""
+    return f'<div class="card tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+
+
+def embedded(data: bytes, kind: str) -> str:
+    """The address under which a page carries `data` itself; `kind`: "image/png", "video/mp4"."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def escape(text: object) -> str:

@@ -1,0 +1,307 @@
+"""`vla-oft data ...`: part of the command line, see `cli.py`."""
+
+import json as json_module
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+if TYPE_CHECKING:
+    from vla_oft.data.base import ReadOptions, Source
+    from vla_oft.data.select import Filters
+    from vla_oft_client import RobotSpec
+
+
+def data() -> None:
+    """Demonstrations: inspect, stats, convert, replay, collect."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a folder does not say about itself, and what to leave out of it: the same for all commands that read a dataset.
+
+    Attributes:
+        robot: read the dataset in the language of this robot: its cameras, its state, its units. As it is by default.
+        layout: which of the layouts of robots/ROBOT.py it has, or "as-is"; found out by default.
+        cameras: only these cameras, renamed: NAME=DATASET'S NAME,... for example front=agentview_rgb,wrist=eye_in_hand_rgb.
+        colour_order: of compressed images whose format leaves it open (ALOHA).
+        instruction: for recordings without language; replaces every instruction.
+        fps: frames a second, where the format does not note it.
+        split: for formats with several; the training split by default.
+        episodes: ranges as in Python, joined by commas: 0:40 or 3,7,20:30.
+        drop_failed: leave out the episodes that the dataset itself calls failed.
+        drop_noops: leave out the steps in which nothing moves, as the paper does.
+        every: keep one step of so many; only for absolute actions.
+        skip_bad: leave out what is damaged and list it, instead of stopping.
+        cache_dir: folder for indices of formats without one; .cache beside the dataset by default.
+    """
+
+    robot: str | None = None
+    layout: str | None = None
+    cameras: str | None = None
+    colour_order: Literal["rgb", "bgr"] | None = None
+    instruction: str | None = None
+    fps: float | None = None
+    split: str | None = None
+    episodes: str | None = None
+    drop_failed: bool = False
+    drop_noops: bool = False
+    every: int = 1
+    skip_bad: bool = False
+    cache_dir: Path | None = None
+
+    def options(self) -> "ReadOptions":
+        """How the files are read. Raises ValueError."""
+        from vla_oft.data.base import ReadOptions
+
+        return ReadOptions(
+            cameras=() if self.cameras is None else _pairs(self.cameras),
+            colour_order=self.colour_order,
+            instruction=self.instruction,
+            fps=self.fps,
+            split=self.split,
+            skip_bad=self.skip_bad,
+            cache_dir=self.cache_dir,
+        )
+
+    def filters(self) -> "Filters":
+        """What is left out. Raises ValueError."""
+        from vla_oft.data.select import Filters
+
+        return Filters(episodes=self.episodes, drop_failed=self.drop_failed, drop_noops=self.drop_noops, every=self.every)
+
+    def open(self, path: str) -> "tuple[Source, RobotSpec | None]":
+        """The dataset as asked for, and the robot in whose language it speaks. Lists what was skipped on stderr. Raises ValueError."""
+        from vla_oft import robots
+        from vla_oft.data.prepare import open_checked, open_for
+        from vla_oft.data.select import select
+
+        if self.robot is None:
+            if self.layout is not None:
+                raise ValueError(f"layout='{self.layout}' is one of a robot's: name the robot, too")
+            spec, source = None, select(open_checked(path, self.options()), self.filters())
+        else:
+            spec = robots.load(self.robot)
+            source = open_for(spec, path, self.options(), self.filters(), self.layout)
+            if source.action_dim != spec.action_dim or source.state_dim not in (0, spec.state_dim):
+                found, needed = (f"{x.state_dim} state and {x.action_dim} action dimensions" for x in (source, spec))
+                raise ValueError(f"dataset {path} has {found}, robot '{spec.name}' has {needed}: choose another robot")
+        _list_skipped(source.skipped)
+        return source, spec
+
+    def named(self) -> dict[str, Any]:
+        """The options that were given, as JSON types."""
+        given = {name: value for name, value in asdict(self).items() if value != getattr(Reading, name)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if name != "cache_dir"}
+
+
+ReadingOptions = OmitArgPrefixes[Reading]
+AS_IT_IS = Reading()
+
+
+def inspect(
+    path: Positional[str],
+    *,
+    out: Path | None = None,
+    reading: ReadingOptions = AS_IT_IS,
+    json: bool = False,
+) -> None:
+    """What a dataset holds, and what is wrong with it.
+
+    Args:
+        path: folder of a dataset in any format, or owner/name on the hub.
+        out: HTML page to write; none by default.
+        json: print one JSON object on stdout and nothing else.
+    """
+    from vla_oft.inspection import run
+
+    source, spec = reading.open(path)
+    found = run(source, out=out, spec=spec, quiet=json)
+    if json:
+        _print_json(found.to_json())
+
+
+def stats(
+    path: Positional[str],
+    *,
+    out: Path | None = None,
+    reading: ReadingOptions = AS_IT_IS,
+    json: bool = False,
+) -> None:
+    """Exact statistics of actions and states, as training needs them.
+
+    Args:
+        path: folder of a dataset in any format, or owner/name on the hub.
+        out: JSON file to write, as training and the published checkpoints have it.
+        json: print one JSON object on stdout and nothing else.
+    """
+    from vla_oft.data import stats as statistics
+
+    if out is not None:
+        statistics.check_out(out)
+    source, spec = reading.open(path)
+    found = statistics.measure(source, spec)
+    if out is not None:
+        statistics.save(found, out)
+    if json:
+        _print_json(found.to_json())
+    else:
+        print("\n".join(found.lines()) + (f"\nwritten: {out}" if out is not None else ""))
+
+
+def convert(
+    path: Positional[str],
+    out: Positional[Path],
+    *,
+    to: Literal["lerobot"] = "lerobot",
+    crf: int = 18,
+    images: bool = False,
+    workers: int | None = None,
+    reading: ReadingOptions = AS_IT_IS,
+    json: bool = False,
+) -> None:
+    """Write any dataset as LeRobot v3.0.
+
+    States and actions stay as they are, bit for bit; pictures become video, or PNG without loss. Both datasets are compared at the end.
+
+    Args:
+        path: folder of a dataset in any format, or owner/name on the hub.
+        out: dataset folder to write; must be empty or absent.
+        to: the format, LeRobotDataset v3.0.
+        crf: quality of the video, 0 (best) to 51.
+        images: PNG files inside the tables instead of video: without loss, many times larger.
+        workers: processes, 0 for none; one per core by default. The result is the same.
+        json: print one JSON object on stdout and nothing else.
+    """
+    from vla_oft.atomic import require_empty
+    from vla_oft.convert import ConvertConfig, convert
+
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    config = ConvertConfig(out=out, crf=crf, images=images, workers=workers, skip_bad=reading.skip_bad, options=reading.named())
+    require_empty(out)
+    source, spec = reading.open(path)
+    done = convert(source, config, spec)
+    _list_skipped(done.skipped[len(source.skipped) :])
+    if json:
+        _print_json(done.to_json())
+    else:
+        print("\n".join(done.lines()))
+
+
+def replay(
+    path: Positional[str],
+    *,
+    suite: str | None = None,
+    out: Path | None = None,
+    record: int = 0,
+    tolerance: float = 0.01,
+    reading: ReadingOptions = AS_IT_IS,
+    json: bool = False,
+) -> None:
+    """Execute recorded actions again in their simulator.
+
+    Do they still succeed, and how far do the reached states stray from the recorded ones?
+
+    Args:
+        path: folder of a dataset whose episodes name their scene, as those of `vla-oft data collect` do.
+        suite: such as tabletop/touch, where the dataset names only the seeds.
+        out: folder for replay.json and videos; must be empty or absent.
+        record: film the first N episodes, recorded and replayed side by side; needs --out.
+        tolerance: from which deviation of the state on, in its units, an episode counts as diverged.
+        json: print one JSON object on stdout and nothing else.
+    """
+    from vla_oft.data.prepare import open_checked
+    from vla_oft.replay import ReplayConfig, replay, which_episodes
+
+    source = open_checked(path, reading.options())
+    _list_skipped(source.skipped)
+    config = ReplayConfig(
+        episodes=which_episodes(source, reading.filters()),
+        suite=suite,
+        robot=reading.robot,
+        layout=reading.layout,
+        out=out,
+        record=record,
+        tolerance=tolerance,
+    )
+    found = replay(source, config)
+    if json:
+        _print_json(found.to_json())
+    else:
+        print("\n".join(found.lines()))
+    if found.sim_errors == len(found.episodes):
+        sys.exit(1)
+
+
+def collect(
+    suite: Positional[str],
+    *,
+    out: Path,
+    episodes: int = 50,
+    seed: int = 0,
+    noise: float = 0.0,
+    pushes: float = 0.0,
+    camera_size: int = 128,
+    grounding_patches: int | None = None,
+    workers: int | None = None,
+) -> None:
+    """Record demonstrations of a simulator's scripted expert.
+
+    Args:
+        suite: tasks, for example tabletop/touch, tabletop (all of them), or tabletop/touch,tabletop/push.
+        out: dataset folder; must be empty or absent.
+        episodes: successful episodes to record of each task.
+        seed: of the first scene.
+        noise: white DART noise on the executed action (standard deviation, action units); labels stay the expert's, and a chunk
+            trains only up to a disturbed step: prefer pushes.
+        pushes: chance per step that a push of up to 4 steps begins, for example 0.05.
+        camera_size: pixels of the square camera images.
+        grounding_patches: also store which of N x N patches show the named object.
+        workers: processes, 0 for none; one per core by default.
+    """
+    from vla_oft.collect import CollectConfig, Noise, collect
+    from vla_oft.evaluate.suite import resolve
+
+    done = collect(
+        CollectConfig(
+            suite=tuple(str(task) for task in resolve(suite)),
+            out=out,
+            episodes=episodes,
+            seed=seed,
+            noise=Noise(std=noise, hold_probability=pushes, hold_std=0.5, hold_steps=4),
+            camera_size=camera_size,
+            grounding_patches=grounding_patches,
+            workers=(os.cpu_count() or 1) if workers is None else workers,
+        )
+    )
+    print(f"{done.out}: {done.num_episodes} episodes, {done.num_frames} frames in {done.duration_s:.0f} s; {done.num_failed} failed")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "inspect": inspect,
+    "stats": stats,
+    "convert": convert,
+    "replay": replay,
+    "collect": collect,
+}
+
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """ "front=image,wrist=wrist_image" -> pairs."""
+    pairs = [part.strip().partition("=") for part in text.split(",")]
+    if not all(wanted.strip() and name.strip() for wanted, _, name in pairs):
+        raise ValueError(f"cameras='{text}': write NAME=DATASET'S NAME, for example front=image,wrist=wrist_image")
+    return tuple((wanted.strip(), name.strip()) for wanted, _, name in pairs)
+
+
+def _list_skipped(skipped: Iterable[str]) -> None:
+    for line in skipped:
+        print(f"skipped {line}", file=sys.stderr)
+
+
+def _print_json(document: Any) -> None:
+    sys.stdout.write(json_module.dumps(document, default=str) + "\n")
