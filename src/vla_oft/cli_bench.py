@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 
 def bench() -> None:
-    """Speed: latency, table2, table3, ablation, profile."""
+    """Speed: latency, table2, table3, ablation, profile, data."""
 
 
 def latency(
@@ -186,12 +186,62 @@ def profile(
     profiling.run(profiling.ProfileRequest(workload=workload, precision=precision, calls=calls, top=top, device=device, seed=seed, out=out))
 
 
+def data(
+    path: Positional[Path | None] = None,
+    *,
+    kinds: tuple[str, ...] | None = None,
+    workers: tuple[int, ...] = (0, 1, 2),
+    size: int = 224,
+    camera_size: int = 224,
+    episodes: int = 16,
+    batch_size: int = 32,
+    seconds: float = 5.0,
+    cached: bool = True,
+    keep: Path | None = None,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """How fast demonstrations of every format are read, beside how fast the decoder alone is.
+
+    Args:
+        path: a dataset to measure; made-up ones of --kinds without it.
+        kinds: rlds, lerobot, lerobot-images, lerobot-v2.1-av1, libero_hdf5, aloha_hdf5; all of them by default.
+        workers: numbers of worker processes; 0 is one thread.
+        size: pixels of the prepared images.
+        camera_size: pixels of the made-up frames.
+        episodes: of 120 steps, in each made-up dataset.
+        batch_size: samples in a batch.
+        seconds: for each rate.
+        cached: also measure with decoded frames on the disk.
+        keep: folder for the made-up datasets, to be used again; by default they are deleted.
+        out: folder for JSON and table.
+        json: print one JSON object on stdout and nothing else.
+    """
+    from vla_oft.bench import data as bench_data
+
+    request = bench_data.DataRequest(
+        path=path,
+        kinds=bench_data.DataRequest.kinds if kinds is None else kinds,
+        workers=workers,
+        size=size,
+        camera_size=camera_size,
+        episodes=episodes,
+        batch_size=batch_size,
+        seconds=seconds,
+        cached=cached,
+        keep=keep,
+        out=out,
+    )
+    _finish(bench_data.run(request, quiet=json), json)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "latency": latency,
     "table2": table2,
     "table3": table3,
     "ablation": ablation,
     "profile": profile,
+    "data": data,
 }
 
 

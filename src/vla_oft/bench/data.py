@@ -1,0 +1,173 @@
+"""How fast demonstrations are read, beside how fast the decoder alone is: `vla-oft bench data`.
+
+    raw        the decoder and nothing else: simplejpeg or Pillow on frames in memory, PyAV from the start of each file to its end
+    loader     what training gets: random samples of all cameras, prepared, in batches, from that many processes (0: one thread)
+    cached     the same with frames decoded once and kept on the disk
+
+Made-up demonstrations (`bench.demonstrations`) make formats comparable; a dataset of one's own can be measured instead.
+"""
+
+import dataclasses
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla_oft.atomic import replace_file
+from vla_oft.bench import data_rates, demonstrations
+from vla_oft.bench.environment import environment
+from vla_oft.bench.report import Table, markdown, percent, print_table, show
+from vla_oft.bench.rows import note
+from vla_oft.data.base import ReadOptions, open_source
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """What to measure.
+
+    path: a dataset; None for made-up ones of `kinds`. workers: numbers of worker processes. size: pixels of the prepared images.
+    camera_size: pixels of the made-up frames. seconds: for each rate. keep: folder for the made-up datasets, kept for the next time.
+    """
+
+    path: Path | None = None
+    kinds: tuple[str, ...] = tuple(demonstrations.WRITERS)
+    workers: tuple[int, ...] = (0, 1, 2)
+    size: int = 224
+    camera_size: int = 224
+    episodes: int = 16
+    batch_size: int = 32
+    seconds: float = 5.0
+    cached: bool = True
+    keep: Path | None = None
+    out: Path | None = None
+    read: ReadOptions = dataclasses.field(default_factory=ReadOptions)
+
+    def __post_init__(self) -> None:
+        if not self.workers or min(self.workers) < 0:
+            raise ValueError(f"workers={self.workers}: name at least one number of worker processes, none negative")
+        if self.seconds <= 0 or self.batch_size < 1 or self.episodes < 1:
+            raise ValueError("seconds, batch_size and episodes must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRow:
+    """One dataset at one number of workers. Rates in frames a second; ratio: loader over raw; open_s: opening it for the first time."""
+
+    kind: str
+    workers: int
+    raw: float | None
+    loader: float
+    ratio: float | None
+    cached: float | None
+    samples: float
+    rss_early_mb: float
+    rss_end_mb: float
+    open_s: float
+    bytes_per_frame: float
+
+
+def run(request: DataRequest, quiet: bool = False) -> dict[str, Any]:
+    """Measure, print a table unless `quiet`, write files if `request.out`; the document has `rows`, `request`, `environment`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        place, rows = request.keep or Path(temporary), []
+        if request.path is not None:
+            rows += _measure(request, request.path.name, request.path, None, Path(temporary))
+        for kind in request.kinds if request.path is None else ():
+            note(f"{kind}: making demonstrations")
+            shape = demonstrations.Shape(episodes=request.episodes, size=request.camera_size)
+            folder = demonstrations.write(place, kind, shape)
+            rows += _measure(request, kind, folder, data_rates.raw_decoder(kind, folder, shape), Path(temporary))
+    facts = environment(torch.device("cpu"))
+    document = {
+        "benchmark": "data",
+        "request": {name: str(value) for name, value in vars(request).items()},
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "environment": facts,
+        "failures": 0,
+    }
+    table = _table(request, rows, facts)
+    if not quiet:
+        print_table(table)
+    if request.out is not None:
+        request.out.mkdir(parents=True, exist_ok=True)
+        replace_file(request.out / "data.json", json.dumps(document, indent=1) + "\n")
+        replace_file(request.out / "data.md", markdown(table))
+    return document
+
+
+def _measure(request: DataRequest, kind: str, folder: Path, decode: data_rates.Decode | None, scratch: Path) -> list[DataRow]:
+    rows = []
+    cache_dir = scratch / f"cache-{kind}"
+    cache_dir.mkdir()
+    options = dataclasses.replace(request.read, cache_dir=cache_dir)
+    if kind == "aloha_hdf5" and request.path is None:
+        options = dataclasses.replace(options, colour_order="rgb", instruction=demonstrations.INSTRUCTION)
+    start = time.perf_counter()
+    source = open_source(folder, options)
+    open_s = time.perf_counter() - start
+    num_bytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    for workers in request.workers:
+        raw = None if decode is None else data_rates.decoder_rate(decode, workers, request.seconds)
+        rates = [
+            data_rates.loader_rate(
+                source,
+                size=request.size,
+                workers=workers,
+                batch_size=request.batch_size,
+                seconds=request.seconds,
+                cache=cache,
+                cache_dir=cache_dir,
+            )
+            for cache in (("none", "disk") if request.cached else ("none",))
+        ]
+        rate = rates[0]
+        note(f"{kind}, {workers} workers: loader {rate.frames_per_s:.0f} frames/s" + ("" if raw is None else f", raw {raw:.0f}"))
+        rows.append(
+            DataRow(
+                kind=kind,
+                workers=workers,
+                raw=raw,
+                loader=rate.frames_per_s,
+                ratio=None if raw is None else rate.frames_per_s / raw,
+                cached=rates[1].frames_per_s if len(rates) > 1 else None,
+                samples=rate.samples_per_s,
+                rss_early_mb=rate.rss_mb[0],
+                rss_end_mb=rate.rss_mb[1],
+                open_s=open_s,
+                bytes_per_frame=num_bytes / (int(source.lengths.sum()) * len(source.cameras)),
+            )
+        )
+    return rows
+
+
+def _table(request: DataRequest, rows: list[DataRow], facts: dict[str, Any]) -> Table:
+    made = "made-up demonstrations" if request.path is None else str(request.path.name)
+    pixels = f"{request.camera_size} to {request.size}" if request.path is None else f"to {request.size}"
+    return Table(
+        title=f"Reading {made}, {pixels} pixels, {facts.get('cpu', 'unknown CPU')}: frames a second",
+        columns=("dataset, workers", "raw", "loader", "loader / raw", "cached", "memory MB", "at the end", "open s", "kB a frame"),
+        rows=[
+            (
+                f"{row.kind}, {row.workers}",
+                show(row.raw),
+                show(row.loader),
+                percent(row.ratio),
+                show(row.cached),
+                f"{row.rss_early_mb:.0f}",
+                f"{row.rss_end_mb:.0f}",
+                f"{row.open_s:.2f}",
+                f"{row.bytes_per_frame / 1e3:.1f}",
+            )
+            for row in rows
+        ],
+        notes=[
+            "raw: the decoder alone (simplejpeg, Pillow for PNG, PyAV in order), in as many processes; loader: random samples, prepared, "
+            f"in batches of {request.batch_size}; cached: the same, frames decoded once and kept on the disk",
+            "0 workers: one background thread. Memory: all processes, shared pages counted once, after a tenth of the time and at the end",
+            ", ".join(f"{name} {value}" for name, value in facts.items()),
+        ],
+    )

@@ -1,0 +1,198 @@
+"""Rates of reading demonstrations: the decoder alone, and the loader as training uses it.
+
+Each rate is measured for a fixed time after a warm-up, in as many processes as the loader has workers, so that both have the same cores.
+"""
+
+import io
+import itertools
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vla_oft.bench import demonstrations
+from vla_oft.data.base import Source
+from vla_oft.data.chunks import Caching, ChunkDataset, Samples
+from vla_oft.data.loader import BatchLoader
+from vla_oft.data.mixture import MixtureOrder
+from vla_oft.preprocess import Config, Preparation
+from vla_oft.statistics import Moments, Normalizer
+from vla_oft_client import RobotSpec
+
+CHUNK_LEN = 8
+"""Actions in a sample."""
+
+WARMUP_BATCHES = 4
+IN_MEMORY = 256
+"""Encoded frames that the decoder alone goes through again and again."""
+
+Decode = Callable[[], Iterator[int]]
+"""One round of decoding; yields the number of frames done since the last time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderRate:
+    """frames_per_s, samples_per_s: delivered to this process. setup_s: until the first batch. rss_mb: of all processes, early and late."""
+
+    frames_per_s: float
+    samples_per_s: float
+    setup_s: float
+    rss_mb: tuple[float, float]
+
+
+def raw_decoder(kind: str, folder: Path, shape: demonstrations.Shape) -> Decode:
+    """What reads frames of a made-up dataset without anything around it."""
+    if kind.startswith("lerobot") and kind != "lerobot-images":
+        return partial(_decode_videos, sorted(folder.rglob("*.mp4")))
+    if kind == "libero_hdf5":
+        return partial(_read_hdf5, next(folder.glob("*.hdf5")))
+    first = next(demonstrations.demonstrations(shape))
+    frames = list(itertools.islice(itertools.chain.from_iterable(first.frames.values()), IN_MEMORY))
+    if kind == "lerobot-images":
+        return partial(_decode_png, [_png(frame) for frame in frames])
+    return partial(_decode_jpeg, [demonstrations.jpeg(frame) for frame in frames])
+
+
+def decoder_rate(decode: Decode, processes: int, seconds: float) -> float:
+    """Frames a second of `processes` processes together."""
+    if processes <= 1:
+        return _rate(decode, seconds)
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        pool.starmap(_rate, [(decode, 0.2)] * processes, chunksize=1)  # imports done
+        return sum(pool.starmap(_rate, [(decode, seconds)] * processes, chunksize=1))
+
+
+def loader_rate(
+    source: Source, *, size: int, workers: int, batch_size: int, seconds: float, cache: Caching, cache_dir: Path | None
+) -> LoaderRate:
+    """Random samples of all cameras of `source`, resized to `size`, in batches, as training reads them."""
+    start = time.perf_counter()
+    dataset = ChunkDataset(
+        [source],
+        _robot(source),
+        prepare=Preparation(Config(image_size=size, resize="lanczos", crop_area=1.0)),
+        action_normalizer=_unchanged(source.action_dim),
+        state_normalizer=_unchanged(source.state_dim) if source.state_dim else None,
+        cache=cache,
+        cache_dir=cache_dir,
+    )
+    loader = BatchLoader(dataset, MixtureOrder(dataset.sizes, seed=0), batch_size, share, num_workers=workers)
+    batches = iter(loader)
+    for _ in range(max(WARMUP_BATCHES, 2 * workers)):
+        next(batches)
+    setup_s = time.perf_counter() - start
+    count, early, begin = 0, 0.0, time.perf_counter()
+    while (elapsed := time.perf_counter() - begin) < seconds:
+        next(batches)
+        count += batch_size
+        early = early or (resident_mb() if elapsed > 0.1 * seconds else 0.0)
+    rate = count / (time.perf_counter() - begin)
+    memory = (early or resident_mb(), resident_mb())
+    batches.close()  # type: ignore[attr-defined]
+    return LoaderRate(frames_per_s=rate * len(source.cameras), samples_per_s=rate, setup_s=setup_s, rss_mb=memory)
+
+
+def share(samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and actions as tensors, which travel between processes through shared memory, as a training batch does."""
+    return torch.from_numpy(samples.images), torch.from_numpy(samples.actions)
+
+
+def resident_mb() -> float:
+    """Resident memory of this process and its children, without counting shared pages twice (Linux only; elsewhere 0)."""
+    own, total = os.getpid(), 0.0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int(folder.name) != own and f"\nPPid:\t{own}\n" not in (folder / "status").read_text():
+                continue
+            pss = next(line for line in (folder / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+            total += int(pss.split()[1]) / 1024
+        except (OSError, StopIteration):  # it has just ended
+            continue
+    return total
+
+
+def _rate(decode: Decode, seconds: float) -> float:
+    for _ in itertools.islice(decode(), 8):
+        pass
+    count, start = 0, time.perf_counter()
+    while True:
+        for done in decode():
+            count += done
+            elapsed = time.perf_counter() - start
+            if elapsed >= seconds:
+                return count / elapsed
+
+
+def _decode_jpeg(encoded: Sequence[bytes]) -> Iterator[int]:
+    import simplejpeg
+
+    for data in encoded:
+        simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=True, fastupsample=False)
+        yield 1
+
+
+def _decode_png(encoded: Sequence[bytes]) -> Iterator[int]:
+    from PIL import Image
+
+    for data in encoded:
+        np.asarray(Image.open(io.BytesIO(data)))
+        yield 1
+
+
+def _decode_videos(paths: Sequence[Path]) -> Iterator[int]:
+    import av
+
+    for path in paths:
+        with av.open(str(path)) as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            for frame in container.decode(video=0):
+                frame.to_ndarray(format="rgb24")
+                yield 1
+
+
+def _read_hdf5(path: Path) -> Iterator[int]:
+    import h5py
+
+    with h5py.File(path) as file:
+        for demo in file["data"].values():  # type: ignore[union-attr]
+            for camera in ("agentview_rgb", "eye_in_hand_rgb"):
+                frames = demo["obs"][camera]
+                for step in range(len(frames)):
+                    frames[step]
+                    yield 1
+
+
+def _png(frame: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _robot(source: Source) -> RobotSpec:
+    dim = source.action_dim
+    return RobotSpec(
+        name="bench",
+        cameras=source.cameras,
+        state_dim=source.state_dim,
+        action_dim=dim,
+        control_hz=source.fps or 10.0,
+        chunk_len=CHUNK_LEN,
+        action_kind="absolute_joint",
+        absolute_mask=(True,) * dim,
+        normalize_mask=(True,) * dim,
+        normalization="zscore",
+        action_limits=((-1e6, 1e6),) * dim,
+    )
+
+
+def _unchanged(dim: int) -> Normalizer:
+    zeros, ones = np.zeros(dim), np.ones(dim)
+    return Normalizer(Moments(mean=zeros, std=ones, min=-ones, max=ones, q01=-ones, q99=ones), None, "zscore")
