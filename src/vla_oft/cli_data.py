@@ -159,6 +159,7 @@ def convert(
     *,
     to: Literal["lerobot"] = "lerobot",
     crf: int = 18,
+    keyint: int = 1,
     images: bool = False,
     workers: int | None = None,
     reading: ReadingOptions = AS_IT_IS,
@@ -173,6 +174,7 @@ def convert(
         out: dataset folder to write; must be empty or absent.
         to: the format, LeRobotDataset v3.0.
         crf: quality of the video, 0 (best) to 51.
+        keyint: frames from one keyframe to the next: 1 is read at random fastest, 10 takes 40 % of the space.
         images: PNG files inside the tables instead of video: without loss, many times larger.
         workers: processes, 0 for none; one per core by default. The result is the same.
         json: print one JSON object on stdout and nothing else.
@@ -181,7 +183,9 @@ def convert(
     from vla_oft.convert import ConvertConfig, convert
 
     workers = (os.cpu_count() or 1) if workers is None else workers
-    config = ConvertConfig(out=out, crf=crf, images=images, workers=workers, skip_bad=reading.skip_bad, options=reading.named())
+    config = ConvertConfig(
+        out=out, crf=crf, keyint=keyint, images=images, workers=workers, skip_bad=reading.skip_bad, options=reading.named()
+    )
     require_empty(out)
     source, spec = reading.open(path)
     done = convert(source, config, spec)

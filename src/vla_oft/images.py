@@ -29,12 +29,14 @@ _LANCZOS_RADIUS = np.float32(3)
 _PI = np.float32(np.pi)
 
 
-def resize(image: np.ndarray, size: int, method: Filter = "box") -> np.ndarray:
+def resize(image: np.ndarray, size: int, method: Filter = "box", fast: bool = False) -> np.ndarray:
     """uint8 (H, W, 3) -> uint8 (size, size, 3), antialiased; the aspect ratio is not kept, as in the reference.
 
     `box` averages whole pixels: exact and fast for integer ratios, and used for those only.
+    fast: the same filter through torch's vectorised kernels. One value in 200 differs from Pillow's, by one level; five to seven times as
+    fast (256 to 224 pixels, lanczos: 0.28 against 1.39 ms on one core). Pillow's for enlarging, and where this torch lacks the filter.
     """
-    return _resize(image, size, size, method)
+    return _resize(image, size, size, method, fast)
 
 
 def center_crop(image: np.ndarray, area: float) -> np.ndarray:
@@ -50,14 +52,14 @@ def center_crop(image: np.ndarray, area: float) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box=box))
 
 
-def fit_square(image: np.ndarray, size: int, fit: Fit, method: Filter, fill: tuple[int, int, int]) -> np.ndarray:
+def fit_square(image: np.ndarray, size: int, fit: Fit, method: Filter, fill: tuple[int, int, int], fast: bool = False) -> np.ndarray:
     """uint8 (H, W, 3) -> uint8 (size, size, 3), as the reference's image processor does it with `method="bicubic"`.
 
     `resize-naive` squeezes the whole image; `letterbox` first pads it to a square with the colour `fill`; `resize-crop` brings the shorter
-    side to `size` and keeps the middle of the longer one.
+    side to `size` and keeps the middle of the longer one. fast: see `resize`.
     """
     if fit == "resize-naive":
-        return resize(image, size, method)
+        return resize(image, size, method, fast)
     height, width = image.shape[:2]
     if fit == "letterbox":
         top, left = (max(height, width) - height) // 2, (max(height, width) - width) // 2  # an odd remainder stays short, and is cut below
@@ -66,7 +68,7 @@ def fit_square(image: np.ndarray, size: int, fit: Fit, method: Filter, fill: tup
         padded[top : top + height, left : left + width] = image
         image, (height, width) = padded, padded.shape[:2]
     shorter = min(height, width)
-    image = _resize(image, size * height // shorter, size * width // shorter, method)
+    image = _resize(image, size * height // shorter, size * width // shorter, method, fast)
     top, left = (round((side - size) / 2) for side in image.shape[:2])
     return image[top : top + size, left : left + size]
 
@@ -112,12 +114,37 @@ def crop_and_resize(image: np.ndarray, area: float, size: int) -> np.ndarray:
     return pixels.astype(np.uint8)
 
 
-def _resize(image: np.ndarray, height: int, width: int, method: Filter) -> np.ndarray:
+def _resize(image: np.ndarray, height: int, width: int, method: Filter, fast: bool = False) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     if method == "box" and (image.shape[0] % height or image.shape[1] % width):
         method = "lanczos"
+    if fast and height <= image.shape[0] and width <= image.shape[1] and method in _torch_filters():
+        return _resize_with_torch(image, height, width, method)
     return np.asarray(Image.fromarray(image).resize((width, height), _FILTERS[method]))
+
+
+def _resize_with_torch(image: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
+    import torch
+
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(pixels, (height, width), mode=method, antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+@lru_cache(maxsize=1)
+def _torch_filters() -> frozenset[str]:
+    """The filters that this torch has for bytes on a CPU: lanczos came late."""
+    import torch
+
+    found = set()
+    for method in ("bicubic", "lanczos"):
+        try:
+            torch.nn.functional.interpolate(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), (2, 2), mode=method, antialias=True)
+            found.add(method)
+        except (NotImplementedError, ValueError, RuntimeError):
+            continue
+    return frozenset(found)
 
 
 def _lanczos3(image: np.ndarray, size: int) -> np.ndarray:

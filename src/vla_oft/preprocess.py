@@ -116,10 +116,13 @@ def from_preprocessor_config(document: dict[str, Any], *, image_size: int, crop_
     )
 
 
-def prepare_image(config: Config, image: np.ndarray) -> np.ndarray:
-    """Raw uint8 (H, W, 3) -> uint8 (S, S, 3). Raises ImportError when it must go through JPEG and simplejpeg is not installed."""
+def prepare_image(config: Config, image: np.ndarray, fast: bool = False) -> np.ndarray:
+    """Raw uint8 (H, W, 3) -> uint8 (S, S, 3). Raises ImportError when it must go through JPEG and simplejpeg is not installed.
+
+    fast: resize as `images.resize` does it then; what the reference does is never approximated.
+    """
     if config.camera is None:
-        return center_crop(_fit(config, image), config.crop_area)
+        return center_crop(_fit(config, image, fast), config.crop_area)
     size, how = config.camera.size, config.camera.resize
     if how != "none" and image.shape[:2] != (size, size):
         image = lanczos3(jpeg_round_trip(image) if how == "jpeg-lanczos" else image, size)
@@ -133,9 +136,11 @@ class Preparation:
     """`prepare_image` of one configuration, as a dataset takes it: training then reads the pixels that inference reads.
 
     With random crops in training, give it the configuration with crop_area=1: they take the central crop's place.
+    fast: pixels may differ from those of inference by one level (one value in 200 does), see `images.resize`.
     """
 
     config: Config
+    fast: bool = False
 
     @property
     def size(self) -> int:
@@ -153,11 +158,17 @@ class Preparation:
             parts.append(c.fit)
         if c.fit == "letterbox":
             parts.append("_".join(map(str, c.letterbox_fill)))
+        if self.fast and c.camera is None:
+            parts.append("fast")
         return "-".join(parts)
+
+    def keeps(self, height: int, width: int) -> bool:
+        """Whether images of this size stay as they are."""
+        return self.config.camera is None and self.config.crop_area == 1.0 and height == width == self.config.image_size
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Raw uint8 (H, W, 3) -> uint8 (S, S, 3)."""
-        return prepare_image(self.config, image)
+        return prepare_image(self.config, image, self.fast)
 
 
 def prepare_images(config: Config, observation: Observation, cameras: tuple[str, ...]) -> np.ndarray:
@@ -173,8 +184,8 @@ def to_pixels(config: Config, images: Tensor) -> Tensor:
     return channels.sub_((255 * mean)[:, None, None]).div_((255 * std)[:, None, None])
 
 
-def _fit(config: Config, image: np.ndarray) -> np.ndarray:
-    return fit_square(image, config.image_size, config.fit, config.resize, config.letterbox_fill)
+def _fit(config: Config, image: np.ndarray, fast: bool = False) -> np.ndarray:
+    return fit_square(image, config.image_size, config.fit, config.resize, config.letterbox_fill, fast)
 
 
 def _entry(document: dict[str, Any], name: str) -> Any:

@@ -158,6 +158,6 @@ def test_what_is_skipped_is_listed(here, tmp_path):
 def test_inspecting_prints_json_or_writes_a_page(here, tmp_path):
     write(tmp_path / "demos")
     code, out, _ = here("inspect", "demos", "--json")
-    assert code == 0 and json.loads(out)["num_episodes"] == 3 and out.count("\n") == 1
+    assert code == 0 and json.loads(out)["episodes"] == 3 and out.count("\n") == 1
     code, out, _ = here("inspect", "demos", "--out", "page.html")
     assert code == 0 and "demos" in out and "<html" in (tmp_path / "page.html").read_text()[:300].lower()

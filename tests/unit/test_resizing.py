@@ -132,3 +132,16 @@ def test_a_missing_decoder_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
     with pytest.raises(ImportError, match="pip install simplejpeg"):
         jpeg_round_trip(photo(8, 8))
+
+
+@pytest.mark.parametrize("method", ["bicubic", "lanczos", "box"])
+@pytest.mark.parametrize(("height", "width", "size"), [(256, 256, 224), (480, 640, 224), (96, 128, 224), (33, 57, 16), (224, 224, 224)])
+def test_fast_resizing_is_within_one_level_of_pillow(method, height, width, size):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    exact, fast = images.resize(image, size, method), images.resize(image, size, method, fast=True)
+    difference = np.abs(exact.astype(int) - fast.astype(int))
+    assert fast.dtype == np.uint8 and fast.shape == exact.shape
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+    turned = image[::-1, ::-1]
+    turned.flags.writeable = False
+    np.testing.assert_array_equal(images.resize(turned, size, method, fast=True), images.resize(turned.copy(), size, method, fast=True))

@@ -76,7 +76,7 @@ def loader_rate(
     dataset = ChunkDataset(
         [source],
         _robot(source),
-        prepare=Preparation(Config(image_size=size, resize="lanczos", crop_area=1.0)),
+        prepare=Preparation(Config(image_size=size, resize="lanczos", crop_area=1.0), fast=True),
         action_normalizer=_unchanged(source.action_dim),
         state_normalizer=_unchanged(source.state_dim) if source.state_dim else None,
         cache=cache,
@@ -147,12 +147,14 @@ def _decode_png(encoded: Sequence[bytes]) -> Iterator[int]:
 
 def _decode_videos(paths: Sequence[Path]) -> Iterator[int]:
     import av
+    from av.video.reformatter import VideoReformatter
 
     for path in paths:
         with av.open(str(path)) as container:
             container.streams.video[0].codec_context.thread_count = 1
+            converter = VideoReformatter()  # kept, and with one thread: several times as fast as the frame's own
             for frame in container.decode(video=0):
-                frame.to_ndarray(format="rgb24")
+                converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 yield 1
 
 

@@ -96,7 +96,7 @@ def _render(config: SceneConfig, make: MakeSimulator, scenes: range) -> Block:
     simulator: SceneSimulator = simulator_of(config.suite[0], config.camera_size, make)  # type: ignore[assignment]
     families = [name.partition("/")[2] for name in config.suite]
     episodes = [_scene(config, simulator, families, scene) for scene in scenes]
-    return encode(episodes, simulator.spec.control_hz)
+    return encode(episodes, simulator.spec.control_hz, keyint=config.instructions)  # the same picture again costs nothing
 
 
 def _scene(config: SceneConfig, simulator: SceneSimulator, families: list[str], scene: int) -> Episode:

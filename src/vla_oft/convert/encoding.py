@@ -28,11 +28,12 @@ SAMPLED = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all episodes share. images: PNG instead of video of quality `crf`."""
+    """What all episodes share. images: PNG instead of video of quality `crf` with a keyframe every `keyint` frames."""
 
     source: Source
     plan: Plan
     crf: int
+    keyint: int
     images: bool
     skip_bad: bool
 
@@ -113,7 +114,7 @@ def _encode(job: Job, number: int, sizes: dict[str, tuple[int, int]]) -> Block:
     clips, stats = {}, {}
     for camera in source.cameras:
         frames = Frames(source, number, camera, sizes[camera])
-        clips[camera] = _pictures(frames) if job.images else encode_clip(frames, plan.fps, crf=job.crf)
+        clips[camera] = _pictures(frames) if job.images else encode_clip(frames, plan.fps, crf=job.crf, keyint=job.keyint)
         stats[camera] = image_stats(np.stack(frames.sampled))[None]
     return Block((episode,), clips, stats)
 

@@ -19,6 +19,7 @@ from vla_oft.convert.plan import check_even, check_size, common_size, make_plan
 from vla_oft.convert.report import Converted
 from vla_oft.convert.workers import Workers, open_workers
 from vla_oft.data.base import Source, open_source
+from vla_oft.data.clips import KEYINT
 from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.data.recording import Schema
 from vla_oft.progress import progress
@@ -31,19 +32,22 @@ MAX_CRF = 51
 class ConvertConfig:
     """How to write.
 
-    out: folder, empty or absent. crf: quality of the video, 0 (best) to 51. images: PNG instead of video, without loss.
-    workers: processes, 0 for none; the result is the same. skip_bad: leave out damaged episodes, and list them.
-    options: how the source was read, as JSON types, for the record.
+    out: folder, empty or absent. crf: quality of the video, 0 (best) to 51. keyint: frames from one keyframe to the next, at most.
+    images: PNG instead of video, without loss. workers: processes, 0 for none; the result is the same. skip_bad: leave out damaged
+    episodes, and list them. options: how the source was read, as JSON types, for the record.
     """
 
     out: Path
     crf: int = 18
+    keyint: int = KEYINT
     images: bool = False
     workers: int = 0
     skip_bad: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.keyint < 1:
+            raise ValueError(f"keyint={self.keyint} must be at least 1")
         if not 0 <= self.crf <= MAX_CRF:
             raise ValueError(f"crf={self.crf} must lie between 0 (best) and {MAX_CRF}")
         if self.workers < 0:
@@ -59,7 +63,7 @@ def convert(source: Source, config: ConvertConfig, spec: RobotSpec | None = None
     if config.out.resolve().is_relative_to(source.path.resolve()):
         raise ValueError(f"output {config.out} lies inside of the dataset {source.path}; choose another folder")
     plan, start = make_plan(source), time.monotonic()
-    job = Job(source=source, plan=plan, crf=config.crf, images=config.images, skip_bad=config.skip_bad)
+    job = Job(source=source, plan=plan, crf=config.crf, keyint=config.keyint, images=config.images, skip_bad=config.skip_bad)
     with _hidden(config.out) as folder:
         with open_workers(config.workers, job) as workers:
             sizes = _sizes(job, workers)
@@ -154,7 +158,7 @@ def _provenance(source: Source, config: ConvertConfig) -> dict[str, Any]:
             "options": config.options,
             "recording": source.recording,
         },
-        "images": "png" if config.images else f"h264, crf {config.crf}",
+        "images": "png" if config.images else f"h264, crf {config.crf}, keyint {config.keyint}",
     }
 
 

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from vla_oft.data.base import Source
+from vla_oft.data.base import Direct, Source
 from vla_oft.data.index_cache import cached
 from vla_oft.data.rows import FileRows, RamRows, Rows, RowsFile
 from vla_oft.progress import progress
@@ -35,6 +35,10 @@ class Prepare(Protocol):
     @property
     def key(self) -> str:
         """See above."""
+        ...
+
+    def keeps(self, height: int, width: int) -> bool:
+        """Whether frames of this size are cached as they are."""
         ...
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -79,9 +83,12 @@ def decode_rows(
     out: Sequence[np.ndarray] | np.ndarray,
 ) -> None:
     """Decode frames of one episode into `out`: for each of the N steps, uint8 (V, size, size, 3)."""
+    direct: Direct | None = getattr(source, "frame_into", None) if prepare.keeps(prepare.size, prepare.size) else None
     for view, camera in enumerate(cameras):
-        for images, image in zip(out, source.frames(episode, steps, camera), strict=True):
-            images[view] = prepare(image)
+        left = [slot for slot, step in enumerate(steps) if not (direct and direct(episode, int(step), camera, out[slot][view]))]
+        if left:
+            for slot, image in zip(left, source.frames(episode, np.asarray(steps)[left], camera), strict=True):
+                out[slot][view] = prepare(image)
 
 
 def _decode_all(source: Source, cameras: Sequence[str], prepare: Prepare, keep: Callable[[int, np.ndarray], None]) -> None:

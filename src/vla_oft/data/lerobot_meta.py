@@ -111,8 +111,8 @@ def table_metadata(features: dict[str, dict[str, Any]]) -> dict[str, str]:
         if feature["dtype"] == "image":
             described[name] = {"_type": "Image"}
         elif feature["dtype"] != "video":
-            scalar = name in ("timestamp", "frame_index", "episode_index", "index", "task_index")
-            described[name] = value if scalar else {"feature": value, "length": feature["shape"][0], "_type": "List"}
+            (size,) = feature["shape"]
+            described[name] = value if size == 1 else {"feature": value, "length": size, "_type": "List"}
     return {"huggingface": json.dumps({"info": {"features": described}})}
 
 

@@ -60,11 +60,13 @@ class LeRobotSource:
         self.skipped: tuple[str, ...] = ()
         self.index = self._chosen(version.read_index(self.path, self.info), options)
         self.lengths = self.index.lengths
+        self._looked_through = False
         if options.skip_bad:
             damaged = dict(self.damaged())
             self.skipped += tuple(damaged.values())
             self.index = self.index.take(np.array([e not in damaged for e in range(len(self))], bool))
             self.lengths = self.index.lengths
+            self._looked_through = True
 
     def __len__(self) -> int:
         return len(self.index)
@@ -115,7 +117,7 @@ class LeRobotSource:
     def damaged(self) -> Iterator[tuple[int, str]]:
         from vla_oft.data.lerobot_check import damaged
 
-        return damaged(self)
+        return iter(()) if self._looked_through else damaged(self)
 
     def rows(self, episode: int) -> dict[str, np.ndarray]:
         """State, action and task_index of one episode, each (T, size) as stored. Raises ValueError unless they are what `meta/` says."""

@@ -158,7 +158,7 @@ class LeRobotWriter:
         columns, index = self._numbers(episode), self._index_columns(instructions)
         pictures = {CAMERA_PREFIX + camera: _pictures(data) for camera, data in stored.items()}
         extras = {EXTRA_PREFIX + name: values.reshape(length, -1) for name, values in episode.extras.items()}
-        lists = {name: _fixed_lists(values) for name, values in {**columns, **extras}.items()}
+        lists = {name: _column(values) for name, values in {**columns, **extras}.items()}
         table = pa.table({**pictures, **lists, **{name: pa.array(values) for name, values in index.items()}})
         chunk, file = self._data.append(table, table_metadata(self._features))
         row = {
@@ -247,8 +247,10 @@ def _float_type(values: np.ndarray) -> str:
     return str(np.result_type(values.dtype, np.float32))
 
 
-def _fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+def _column(values: np.ndarray) -> pa.Array:
+    """(T, size): lists, but bare numbers where there is one a step: lerobot opens no other file of a feature of shape [1]."""
+    numbers = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return numbers if values.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(numbers, values.shape[1])
 
 
 def _pictures(data: Any) -> pa.StructArray:

@@ -35,8 +35,21 @@ def decode(data: bytes | memoryview, where: str) -> np.ndarray:
             return _decode_png(data)
         raise ValueError(f"neither JPEG nor PNG: it starts with {data[:8].hex() or 'nothing'}")
     except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{where}: unreadable picture ({reason}); copy the dataset again") from None
+        raise ValueError(_damage(where, error)) from None
+
+
+def decode_into(data: bytes, out: np.ndarray, where: str) -> bool:
+    """Decode a JPEG straight into `out`, uint8 (H, W, 3) contiguous; False, and nothing done, for other sizes and other pictures."""
+    if not data.startswith(_JPEG_START):
+        return False
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if (height, width, 3) != out.shape or colours in ("CMYK", "YCCK"):
+            return False
+        simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=True, fastupsample=False, buffer=out)
+    except _DAMAGE as error:
+        raise ValueError(_damage(where, error)) from None
+    return True
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
@@ -56,6 +69,11 @@ def _decode_png(data: bytes) -> np.ndarray:
         if picture.size != (width, height):
             raise ValueError("two headers")
         return np.array(picture.convert("RGB"))
+
+
+def _damage(where: str, error: BaseException) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{where}: unreadable picture ({reason}); copy the dataset again"
 
 
 def _check_size(height: int, width: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image
 
-from vla_oft.data.clips import Clip, encode_clip
+from vla_oft.data.clips import KEYINT, Clip, encode_clip
 from vla_oft.data.lerobot_meta import image_stats
 from vla_oft_client import RobotSpec
 
@@ -91,7 +91,7 @@ class Block:
     image_stats: dict[str, np.ndarray]
 
 
-def encode(episodes: Sequence[Episode], fps: float, crf: int = 18, keyint: int = 10, images: bool = False) -> Block:
+def encode(episodes: Sequence[Episode], fps: float, crf: int = 18, keyint: int = KEYINT, images: bool = False) -> Block:
     """Encode the images of `episodes` into one clip per camera, each episode starting at a keyframe.
 
     crf: quality of the video, 0 lossless to 51. images: PNG pictures instead of video: lossless, of any size, and 10 to 50 times as large.

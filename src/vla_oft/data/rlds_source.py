@@ -85,6 +85,13 @@ class RldsSource:
             out[number] = image  # at once: the picture's own memory, still in the processor's cache, is used for the next one
         return out
 
+    def frame_into(self, episode: int, step: int, camera: str, out: np.ndarray) -> bool:
+        """See `base.Direct`."""
+        key, path = self._cameras[camera], self._shards[self._index.records[episode, 0]]
+        offset, size = self._index.columns[key].read(self._index.starts[episode : episode + 1] + step)[0].tolist()
+        where = f"{path}: episode {episode}, camera '{camera}', step {step}"
+        return pictures.decode_into(self._files.read(path, offset, size, where), out, where)
+
     def states(self, episode: int) -> np.ndarray:
         if self._state is None:
             raise ValueError(f"dataset {self.path} has no state (none of {', '.join(STATES)} in its observations)")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_oft.data.base import Source, check_steps
+from vla_oft.data.base import Direct, Source, check_steps
 from vla_oft.features import Convert
 from vla_oft.progress import progress
 
@@ -92,6 +92,14 @@ class View:
         if self._image is None or not len(images):
             return images
         return np.stack([self._image(image) for image in images])
+
+    def frame_into(self, episode: int, step: int, camera: str, out: np.ndarray) -> bool:
+        """See `base.Direct`."""
+        direct: Direct | None = getattr(self.source, "frame_into", None)
+        if direct is None or self._image is not None:
+            return False
+        step = int(self._steps(episode).kept[step]) if self._cuts else step
+        return direct(self._inner(episode), step, self._cameras[camera], out)
 
     def states(self, episode: int) -> np.ndarray:
         states = self._steps(episode).states

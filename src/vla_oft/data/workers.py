@@ -10,6 +10,7 @@ that it is given.
 """
 
 import contextlib
+import ctypes
 import mmap
 import multiprocessing
 import os
@@ -32,6 +33,7 @@ ALIGNMENT = 64
 ROOM = 2**21
 """Slots are multiples of this many bytes."""
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 PATIENCE_S = 5.0
 """How long a worker may take to end before it is killed."""
 
@@ -144,6 +146,7 @@ def _work(pipe: connection.Connection, others: connection.Connection, fetch: Cal
     others.close()  # inherited by a fork: the end of file would never come
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and dismisses its workers
     torch.set_num_threads(1)
+    _keep_memory()
     arena = _Arena()
     while True:
         try:
@@ -164,6 +167,17 @@ def _work(pipe: connection.Connection, others: connection.Connection, fetch: Cal
                 reduction.send_handle(pipe, arena.descriptor(answer[2]), None)  # type: ignore[arg-type]  (the process id is for Windows)
         except OSError:
             return
+
+
+def _keep_memory() -> None:
+    """Let freed memory be used again instead of going back to the system: each frame would otherwise come as fresh pages.
+
+    Of 270 microseconds for a JPEG of 224 pixels, 90 went into page faults (glibc only; elsewhere nothing changes).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(_MMAP_THRESHOLD, 2**30)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class _Arena:

@@ -169,7 +169,7 @@ def build_dataset(config: TrainConfig, policy: Policy, sources: list[Source]) ->
     return ChunkDataset(
         sources,
         policy.config.robot,
-        prepare=preprocess.Preparation(image),
+        prepare=preprocess.Preparation(image, fast=not policy.config.parity),
         action_normalizer=policy.action_normalizer,
         state_normalizer=policy.training_state_normalizer,
         chunk_len=policy.config.chunk_len,
