@@ -355,6 +355,35 @@ def test_any_dataset_can_be_written_without_a_robot(tmp_path):
         dataclasses.replace(schema, state_names=("a",))
 
 
+def test_one_number_a_step_is_stored_bare_as_lerobot_wants_it(tmp_path):
+    schema, rng = Schema(cameras=(), state_dim=1, action_dim=1), np.random.default_rng(0)
+    extras = {
+        "reward": rng.normal(size=6).astype(np.float32),
+        "done": np.arange(6) == 5,
+        "count": rng.integers(0, 9, (6, 1)),
+        "mask": rng.integers(0, 2, (6, 1, 1)).astype(np.uint8),
+        "flags": rng.integers(0, 2, (6, 3)).astype(bool),
+    }
+    numbers = rng.normal(size=(2, 6, 1))
+    e = Episode(images={}, states=numbers[0], actions=numbers[1].astype(np.float32), instructions="do it", extras=extras)
+    with LeRobotWriter(tmp_path / "set", schema, fps=10) as writer:
+        writer.append_episode(e)
+    stored = pq.read_schema(tmp_path / "set" / DATA)
+    noted = json.loads(stored.metadata[b"huggingface"])["info"]["features"]
+    for name, feature in json.loads((tmp_path / "set/meta/info.json").read_text())["features"].items():
+        bare = feature["shape"] == [1]
+        assert pa.types.is_nested(stored.field(name).type) != bare and noted[name]["_type"] == ("Value" if bare else "List"), name
+    assert pa.types.is_boolean(stored.field("observation.done").type)
+    source = open_source(tmp_path / "set")
+    assert list(source.damaged()) == [] and source.extras == {name: values.shape[1:] for name, values in extras.items()}
+    np.testing.assert_array_equal(source.states(0), e.states)
+    np.testing.assert_array_equal(source.actions(0), e.actions)
+    for name, values in extras.items():
+        found = source.extra(name, 0)
+        assert found.dtype == values.dtype
+        np.testing.assert_array_equal(found, values)
+
+
 def test_options_that_do_not_fit_are_refused(tmp_path):
     write(tmp_path / "set")
     for options, message in (

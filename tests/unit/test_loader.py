@@ -10,6 +10,7 @@ import pytest
 from demonstrations import LENGTHS, SPEC, bar_width, episode, write
 
 from vla_oft.atomic import temporary_beside
+from vla_oft.data import table
 from vla_oft.data.base import open_source
 from vla_oft.data.check import source_statistics
 from vla_oft.data.chunks import ChunkDataset, Samples
@@ -238,3 +239,22 @@ def test_a_chunk_is_valid_up_to_the_step_in_which_the_robot_was_pushed(tmp_path)
     assert valid[2].tolist() == [True, True, True, False]
     assert valid[4].tolist() == [True, False, False, False], "the action of the disturbed step answers what is seen"
     assert valid[5].all() and valid[9].tolist() == [True, True, False, False]
+
+
+def test_a_table_in_a_file_changes_nothing(source, tmp_path, monkeypatch):
+    plain = dataset(source)
+    monkeypatch.setattr(table, "IN_MEMORY", 0)
+    filed = dataset(source, cache_dir=tmp_path)
+    assert {p.name for p in next(tmp_path.glob("table-*")).iterdir()} == {"steps.npy", "actions.npy", "states.npy", "extra-grounding.npy"}
+    order = np.random.default_rng(0).permutation(len(plain))
+    assert same(plain.batch(order), filed.batch(order))
+    assert len(pickle.dumps(filed)) < 20_000 and same(pickle.loads(pickle.dumps(filed))[5], plain[5])
+
+
+def test_damage_in_a_worker_is_said_in_one_line(tmp_path):
+    write(tmp_path / "set")
+    data = dataset(open_source(tmp_path / "set"))
+    (tmp_path / "set/videos/observation.images.wrist/chunk-000/file-000.mp4").unlink()
+    with pytest.raises(ValueError, match=r"file-000\.mp4.*missing") as error:
+        taken(BatchLoader(data, MixtureOrder(data.sizes, seed=0), 4, keep, num_workers=2), 3)
+    assert "\n" not in str(error.value)

@@ -75,10 +75,10 @@ def loader_rate(
     start = time.perf_counter()
     dataset = ChunkDataset(
         [source],
-        _robot(source),
+        robot_of(source),
         prepare=Preparation(Config(image_size=size, resize="lanczos", crop_area=1.0), fast=True),
-        action_normalizer=_unchanged(source.action_dim),
-        state_normalizer=_unchanged(source.state_dim) if source.state_dim else None,
+        action_normalizer=unchanged(source.action_dim),
+        state_normalizer=unchanged(source.state_dim) if source.state_dim else None,
         cache=cache,
         cache_dir=cache_dir,
     )
@@ -178,7 +178,8 @@ def _png(frame: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _robot(source: Source) -> RobotSpec:
+def robot_of(source: Source) -> RobotSpec:
+    """A robot that fits any dataset."""
     dim = source.action_dim
     return RobotSpec(
         name="bench",
@@ -195,6 +196,7 @@ def _robot(source: Source) -> RobotSpec:
     )
 
 
-def _unchanged(dim: int) -> Normalizer:
+def unchanged(dim: int) -> Normalizer:
+    """Statistics by which nothing changes."""
     zeros, ones = np.zeros(dim), np.ones(dim)
     return Normalizer(Moments(mean=zeros, std=ones, min=-ones, max=ones, q01=-ones, q99=ones), None, "zscore")
