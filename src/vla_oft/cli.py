@@ -1,6 +1,8 @@
 """The command line. Each command imports what it needs when it runs, so that `vla-oft --help` answers at once."""
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -294,10 +296,10 @@ def main() -> None:
             args=arguments[1:] if group else arguments,
         )
     except (ValueError, FileNotFoundError, PermissionError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         sys.exit(2)
     except (FloatingPointError, OSError) as error:  # OSError: the disk is full, or a process died
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:
         print(f"error: {error}; install what this command needs with: pip install 'vla-oft[data,sim,train]'", file=sys.stderr)
@@ -317,6 +319,15 @@ def main() -> None:
 def commands_help(group: str | None) -> str:
     """The line above a help page."""
     return (COMMANDS[group].__doc__ or "") if group else "Optimized Fine-Tuning of vision-language-action models."
+
+
+def in_words(error: Exception) -> str:
+    """An error in one line, with what to do where the system only gives a number."""
+    fixes = {errno.EACCES: "change its owner or mode, or choose another place", errno.ENOSPC: "free some space, or choose another place"}
+    if not isinstance(error, OSError) or error.errno not in fixes:
+        return str(error)
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{os.strerror(error.errno).lower()}; {fixes[error.errno]}"
 
 
 def _print_json(document: Any) -> None:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from demonstrations import SPEC, episode, write
 
+from tests.unit.recordings import ARM, arm
 from vla_oft import robots
 from vla_oft.data.adapt import for_robot
 from vla_oft.data.base import ReadOptions, open_source
-from vla_oft.data.check import check_source, without_damaged
+from vla_oft.data.check import check_source, source_statistics, without_damaged
 from vla_oft.data.lerobot_writer import LeRobotWriter
 from vla_oft.data.prepare import open_for
 from vla_oft.data.recording import Episode
@@ -198,3 +199,16 @@ def test_damaged_episodes_are_left_out_and_listed(tmp_path):
     (line,) = left.skipped
     assert "episode 1" in line and "file-001.mp4" in line
     check_source(left, SPEC)  # no longer refused
+
+
+def test_episodes_with_numbers_that_are_not_finite_are_left_out_with_what_is_damaged():
+    source = arm()
+    source.state_arrays[4][9, 2] = np.nan
+    with pytest.raises(ValueError, match="episode 4: state is not finite in step 9, dimension 2; leave the episode out, with skip_bad"):
+        check_source(source, ARM)
+    with pytest.raises(ValueError, match="state is not finite in dataset /data/arm, episode 4, step 9, dimension 2"):
+        source_statistics(source, [True] * 7)
+    left = without_damaged(source)
+    assert left.skipped == ("dataset /data/arm, episode 4: state is not finite in step 9, dimension 2",)
+    assert len(left) == len(source) - 1
+    check_source(left, ARM)  # no longer refused

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import tiny_policy
+from vla_oft import cli
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -53,6 +54,22 @@ def test_a_mistake_gets_one_line_and_exit_code_2(tmp_path, arguments, message):
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            PermissionError(13, "Permission denied", "out/x.json"),
+            "out/x.json: permission denied; change its owner or mode, or choose another place",
+        ),
+        (OSError(28, "No space left on device"), "no space left on device; free some space, or choose another place"),
+        (ChildProcessError("a worker process has died"), "a worker process has died"),
+        (ValueError("steps=0 must be positive"), "steps=0 must be positive"),
+    ],
+)
+def test_what_the_system_refuses_is_said_with_what_to_do(error, line):
+    assert cli.in_words(error) == line
 
 
 def test_an_output_folder_with_something_in_it_is_refused(tmp_path):

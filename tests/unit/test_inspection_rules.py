@@ -54,6 +54,7 @@ def test_a_dataset_without_any_finite_action_is_still_described():
     found = inspect_source(source)
     assert found.action[0].mean is None
     assert found.action[0].histogram is None
+    assert "gripper" not in {p.rule for p in found.problems}, "nothing is known of the gripper"
     json.dumps(found.to_json(), allow_nan=False)
     assert "no finite values" in render(found, source)
 
@@ -334,8 +335,17 @@ def test_a_scene_in_which_nothing_moves_is_not_frozen():
     assert "frozen-camera" not in rules(source)
 
 
+def test_a_frozen_camera_is_found_in_short_episodes():
+    """Five pictures of 16 steps are 4 steps apart: each is compared with the next that is far enough away."""
+    source = arm(steps=16)
+    source.pictures["front"][3][:] = source.pictures["front"][3][0]
+    found = problems(source)["frozen-camera"]
+    assert (found.severity, str(found.seen.first)) == ("warning", "episode 3, step 0, camera front")
+    assert "longest over 11 steps" in found.where
+
+
 def test_pictures_that_are_close_in_time_may_look_alike():
-    source = arm(steps=24)
+    source = arm(steps=8)
     for frames in source.pictures["front"]:
         frames[:] = frames[0]
     assert "frozen-camera" not in rules(source)
@@ -470,7 +480,11 @@ def test_the_rate_must_be_the_robots():
     source = arm()
     assert "rate" not in rules(source, ARM)
     source.fps = 10.0
-    assert problems(source, ARM)["rate"].severity == "warning"
+    slow = problems(source, ARM)["rate"]
+    assert slow.severity == "warning"
+    assert "every" not in slow.fix, "leaving out steps makes a slow recording faster still"
+    source.fps = 40.0
+    assert "--every 2" in problems(source, ARM)["rate"].fix
     source.fps = None
     assert problems(source)["rate"].severity == "note"
     assert inspect_source(source).duration_s is None

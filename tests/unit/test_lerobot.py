@@ -268,7 +268,7 @@ def test_a_nan_in_a_dataset_is_named(tmp_path):
     values[13, 1] = np.nan
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 2)
     pq.write_table(table.set_column(table.schema.get_field_index("action"), "action", column), tmp_path / "set" / DATA)
-    with pytest.raises(ValueError, match="action is not finite in episode 1, step 2, dimension 1"):
+    with pytest.raises(ValueError, match="episode 1: action is not finite in step 2, dimension 1; leave the episode out"):
         check_source(open_source(tmp_path / "set"), SPEC)
 
 

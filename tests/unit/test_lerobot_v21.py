@@ -240,3 +240,14 @@ def test_broken_metadata_is_named(tmp_path, file, text, message):
     with pytest.raises(ValueError, match=message) as error:
         open_source(tmp_path / "set")
     assert "\n" not in str(error.value)
+
+
+def test_metadata_that_may_not_be_read_are_not_called_damaged(tmp_path, monkeypatch):
+    write(tmp_path / "set")
+
+    def refuse(path, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ValueError, match=r"info\.json: no permission to read it; change its owner or mode"):
+        open_source(tmp_path / "set")

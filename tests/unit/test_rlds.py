@@ -235,7 +235,7 @@ def test_splits(tmp_path):
         ),
         ("features.json", '{"featuresDict": 5}', "features.json: not as TFDS writes it"),
         ("features.json", "{}", "no 'steps/action'"),
-        ("features.json", None, "features.json: cannot be read"),
+        ("features.json", None, "features.json: the file is missing; copy the dataset again"),
     ],
 )
 def test_damaged_descriptions_are_named(version, file, text, message):
@@ -292,6 +292,21 @@ def test_a_missing_shard_is_named(version):
     shard(version, 0).unlink()
     with pytest.raises(ValueError, match=r"is empty: 0 episodes(.|\n)*skipped .*00000-of-00002(.|\n)*skipped .*00001-of"):
         open_source(version, ReadOptions(skip_bad=True))
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file")])
+def test_a_description_that_may_not_be_read_is_not_called_damaged(version, monkeypatch, error):
+    def refuse(path):
+        raise error
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    fix = (
+        "no permission to read it; change its owner"
+        if isinstance(error, PermissionError)
+        else "the file is missing; copy the dataset again"
+    )
+    with pytest.raises(ValueError, match=rf"\.json: {fix}"):
+        open_source(version)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

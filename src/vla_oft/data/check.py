@@ -15,6 +15,8 @@ TOLERANCE = 1e-3
 MANY = 0.01
 """Share of steps outside the limits from which on a warning is given: single outliers are common in recordings."""
 
+LEAVE_OUT = "leave the episode out, with skip_bad (--skip-bad) or episodes (--episodes)"
+
 
 def check_source(source: Source, spec: RobotSpec) -> list[str]:
     """Raise ValueError unless `source` can train a policy for robot `spec`; return warnings about what looks odd.
@@ -37,11 +39,8 @@ def check_source(source: Source, spec: RobotSpec) -> list[str]:
     slack = TOLERANCE * (limits[1] - limits[0])
     for episode in range(len(source)):
         actions = source.actions(episode)
-        for what, values in (("action", actions), ("state", source.states(episode) if spec.state_dim else None)):
-            if values is not None and not np.isfinite(values).all():
-                step, dim = np.argwhere(~np.isfinite(values))[0]
-                where = f"episode {episode}, step {step}, dimension {dim}"
-                raise ValueError(f"dataset {source.path}: {what} is not finite in {where}; drop that episode")
+        if broken := _not_finite(actions, source.states(episode) if spec.state_dim else None):
+            raise ValueError(f"dataset {source.path}, episode {episode}: {broken}; {LEAVE_OUT}")
         outside += ((actions < limits[0] - slack) | (actions > limits[1] + slack)).sum(axis=0)
     return _warnings(source, spec, outside / int(source.lengths.sum()))
 
@@ -66,8 +65,13 @@ def _warnings(source: Source, spec: RobotSpec, outside: np.ndarray) -> list[str]
 
 
 def without_damaged(source: Source) -> Source:
-    """`source` without its damaged episodes; one more line in `skipped` for each."""
+    """`source` without its damaged episodes and those with numbers that are not finite; one more line in `skipped` for each."""
     damaged = dict(source.damaged())
+    for episode in range(len(source)):
+        if episode not in damaged:
+            broken = _not_finite(source.actions(episode), source.states(episode) if source.state_dim else None)
+            if broken:
+                damaged[episode] = f"dataset {source.path}, episode {episode}: {broken}"
     if not damaged:
         return source
     good = [episode for episode in range(len(source)) if episode not in damaged]
@@ -76,6 +80,15 @@ def without_damaged(source: Source) -> Source:
     view = View(source, key="good", episodes=good, state=("state",) if source.state_dim else ())
     view.skipped = (*source.skipped, *damaged.values())
     return view
+
+
+def _not_finite(actions: np.ndarray, states: np.ndarray | None) -> str:
+    """Which number of an episode is not finite, in words; empty where all are."""
+    for what, values in (("action", actions), ("state", states)):
+        if values is not None and not np.isfinite(values).all():
+            step, dim = np.argwhere(~np.isfinite(values))[0]
+            return f"{what} is not finite in step {step}, dimension {dim}"
+    return ""
 
 
 def source_statistics(source: Source, normalize_mask: Sequence[bool] | np.ndarray) -> DatasetStatistics:
@@ -87,7 +100,8 @@ def source_statistics(source: Source, normalize_mask: Sequence[bool] | np.ndarra
     action = StreamingMoments(count, source.action_dim, "action")
     state = StreamingMoments(count, source.state_dim, "state") if source.state_dim else None
     for episode in range(len(source)):
-        action.update(np.asarray(source.actions(episode), np.float32), f"episode {episode}")
+        where = f"dataset {source.path}, episode {episode}"
+        action.update(np.asarray(source.actions(episode), np.float32), where)
         if state is not None:
-            state.update(np.asarray(source.states(episode), np.float32), f"episode {episode}")
+            state.update(np.asarray(source.states(episode), np.float32), where)
     return assemble(action.result(), None if state is None else state.result(), normalize_mask, count, len(source))

@@ -185,6 +185,8 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ValueError(f"{path}: the file is missing; copy the dataset again") from None
+    except PermissionError:
+        raise ValueError(f"{path}: no permission to read it; change its owner or mode (chmod -R u+rX)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot read ({error}); copy the dataset again") from None
 

@@ -181,6 +181,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("not a JSON object")
         return found
+    except FileNotFoundError:
+        raise ValueError(f"{path}: the file is missing; copy the dataset again") from None
+    except PermissionError:
+        raise ValueError(f"{path}: no permission to read it; change its owner or mode (chmod -R u+rX)") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); copy the dataset again") from None
 

@@ -69,7 +69,7 @@ def repeated(found: Inspection, spec: RobotSpec | None) -> Iterator[Problem]:
                 seen=camera.repeated,
                 unit="steps of motion looked at",
                 effect="Pictures lag behind the state by a varying time.",
-                fix="Record at the camera's rate, or keep only every second step (the filter 'every').",
+                fix="Record at the camera's rate, or keep only every second step (--every 2).",
             )
 
 

@@ -115,9 +115,10 @@ class _Tally:
             dark = bool(frame.mean() < DARK)
             self.note("black", dark, episode, step)
             self.note("uniform", not dark and bool(frame.std(axis=(0, 1)).max() < FLAT), episode, step)
-        for i, (first, last) in enumerate(zip(steps[:-1].tolist(), steps[1:].tolist(), strict=True)):
+        for i, j in enumerate(np.searchsorted(steps, steps + STRETCH).tolist()):  # the next one, in short episodes a later one
+            first, last = int(steps[i]), int(steps[min(j, len(steps) - 1)])
             if last - first >= STRETCH and Motion.between(path, first, last) >= MOVED:
-                frozen = _alike(frames[i], frames[i + 1])
+                frozen = _alike(frames[i], frames[j])
                 self.note("frozen", frozen, episode, first)
                 self.frozen_steps = max(self.frozen_steps, (last - first) * frozen)
 

@@ -19,7 +19,7 @@ def damaged(found: Inspection, spec: RobotSpec | None) -> Iterator[Problem]:
             unit="episodes",
             where=reason,
             effect="Training stops when it meets them.",
-            fix="Copy or record them again, or continue without them (skip_bad).",
+            fix="Copy or record them again, or leave them out (--skip-bad, --episodes).",
         )
     if found.skipped:
         yield Problem(
@@ -78,7 +78,7 @@ def failures(found: Inspection, spec: RobotSpec | None) -> Iterator[Problem]:
         seen=seen,
         unit="episodes",
         effect="Either success was never recorded, or every demonstration failed." if everything else "A policy imitates failures too.",
-        fix="Look at the last frames." if everything else "The filter drop_failed leaves them out, as the reference does.",
+        fix="Look at the last frames." if everything else "The filter --drop-failed leaves them out, as the reference does.",
     )
 
 
@@ -94,7 +94,7 @@ def instructions(found: Inspection, spec: RobotSpec | None) -> Iterator[Problem]
             seen=seen,
             unit="episodes",
             effect="The policy is told nothing there, and at run time it will be told something.",
-            fix="Label these episodes, or give one instruction for all (the reading option 'instruction').",
+            fix="Label these episodes, or give one instruction for all (--instruction).",
         )
     spellings: dict[str, list[Instruction]] = defaultdict(list)
     for instruction in found.instructions:
@@ -128,7 +128,7 @@ def rate(found: Inspection, spec: RobotSpec | None) -> Iterator[Problem]:
             seen=everything,
             unit="episodes",
             effect="Nothing checks that the policy will act as fast as the demonstrator did.",
-            fix="Say it when opening the dataset (the reading option 'fps').",
+            fix="Say it when opening the dataset (--fps).",
         )
     elif spec is not None and abs(found.fps - spec.control_hz) > 1e-3:
         yield Problem(
@@ -138,8 +138,15 @@ def rate(found: Inspection, spec: RobotSpec | None) -> Iterator[Problem]:
             seen=everything,
             unit="episodes",
             effect=f"Executed at the robot's rate, motions are {spec.control_hz / found.fps:.2g} times as fast as demonstrated.",
-            fix="Keep every n-th step (the filter 'every', for absolute actions), or change the robot's rate.",
+            fix=_other_rate(found.fps / spec.control_hz),
         )
+
+
+def _other_rate(ratio: float) -> str:
+    """What helps when a recording has `ratio` times the robot's rate."""
+    if ratio > 1.5 and abs(ratio - round(ratio)) < 1e-3:
+        return f"Keep one step of {ratio:.0f} (--every {ratio:.0f}; only for absolute actions), or change the robot's rate."
+    return "Run the robot at the recording's rate (control_hz in robots/NAME.py), or record at the robot's."
 
 
 def _episodes(instructions: list[Instruction], found: Inspection) -> Sighting:

@@ -87,7 +87,7 @@ def pauses(found: Inspection, spec: RobotSpec | None) -> Iterator[Problem]:
     seen = found.pauses.repeated_targets if absolute else found.pauses.noops
     if seen.share < FEW_PAUSES:
         return
-    leave_out = "The filter drop_noops leaves them out, as the reference does."
+    leave_out = "The filter --drop-noops leaves them out, as the reference does."
     cut = "Cut idle beginnings and ends; keep pauses that belong to the task."
     yield Problem(
         rule="pauses",
@@ -132,6 +132,8 @@ def grippers(found: Inspection, spec: RobotSpec | None) -> Iterator[Problem]:
     """Conventions of grippers: as found, and against the robot's."""
     known = {g.index: g for g in spec.gripper} if spec else {}
     for gripper in found.grippers:
+        if found.action[gripper.index].min is None:
+            continue  # nothing could be read, which is another problem
         everywhere = Sighting(count=found.num_frames, of=found.num_frames)
         name = f"dimension {label(found.action[gripper.index])}"
         if gripper.convention == "constant":
