@@ -40,9 +40,12 @@ def require_empty(path: Path) -> None:
 def replace_file(path: Path, text: str) -> None:
     """Write a text file in one step: readers see the old contents or the new, never a part."""
     temporary = temporary_beside(path)
-    temporary.write_text(text)
-    _sync(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # still there when the disk is full
 
 
 def temporary_beside(path: Path) -> Path:

@@ -8,6 +8,8 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from vla_oft.cli_reading import AS_IT_IS, ReadingOptions
+
 
 def bench() -> None:
     """Speed: latency, table2, table3, ablation, profile, data."""
@@ -193,12 +195,13 @@ def data(
     workers: tuple[int, ...] = (0, 1, 2),
     size: int = 224,
     camera_size: int = 224,
-    episodes: int = 16,
+    made_up: int = 16,
     batch_size: int = 32,
     seconds: float = 5.0,
     cached: bool = True,
     keep: Path | None = None,
     out: Path | None = None,
+    reading: ReadingOptions = AS_IT_IS,
     json: bool = False,
 ) -> None:
     """How fast demonstrations of every format are read, beside how fast the decoder alone is.
@@ -209,7 +212,7 @@ def data(
         workers: numbers of worker processes; 0 is one thread.
         size: pixels of the prepared images.
         camera_size: pixels of the made-up frames.
-        episodes: of 120 steps, in each made-up dataset.
+        made_up: episodes of 120 steps in each made-up dataset.
         batch_size: samples in a batch.
         seconds: for each rate.
         cached: also measure with decoded frames on the disk.
@@ -225,14 +228,16 @@ def data(
         workers=workers,
         size=size,
         camera_size=camera_size,
-        episodes=episodes,
+        episodes=made_up,
         batch_size=batch_size,
         seconds=seconds,
         cached=cached,
         keep=keep,
         out=out,
     )
-    _finish(bench_data.run(request, quiet=json), json)
+    if path is None and reading != AS_IT_IS:
+        raise ValueError(f"{reading.named()} are about a dataset of your own: name its folder")
+    _finish(bench_data.run(request, quiet=json, open_own=lambda: reading.open(str(path))[0]), json)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -23,7 +23,9 @@ class Features:
     cameras: pairs (robot's camera, dataset's camera). state: names of arrays that are joined into the state; "state" is the dataset's own
     idea of it. action: likewise. image: what is done to every frame, uint8 (H, W, 3) to the same.
     convert: see `Convert`; None keeps everything. cuts: whether `convert` drops steps.
-    drop_noops: whether steps in which nothing moves are left out before training, as the reference does for these recordings.
+    drop_noops, drop_unlabelled: whether steps in which nothing moves, and episodes without an instruction, are left out before training, as
+    the reference does for these recordings. fps: the true rate where these recordings note a wrong one.
+    version: must change with what `convert` or `image` does, because caches are kept by it.
     """
 
     name: str
@@ -35,6 +37,9 @@ class Features:
     convert: Convert | None = None
     cuts: bool = False
     drop_noops: bool = False
+    drop_unlabelled: bool = False
+    fps: float | None = None
+    version: int = 1
 
 
 @dataclass(frozen=True)

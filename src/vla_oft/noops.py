@@ -22,11 +22,10 @@ def is_noop(action: np.ndarray, previous: np.ndarray | None = None, threshold: f
 
 def kept_steps(actions: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
     """Steps of an episode (T, D) that do something, int64 in order; each is compared with the last one that was KEPT."""
-    moving = np.linalg.norm(actions[:, :-1], axis=1) >= threshold
-    gripper, kept = actions[:, -1], np.asarray(moving)
+    kept, gripper = np.asarray(np.linalg.norm(actions[:, :-1], axis=1) >= threshold), actions[:, -1]
     last: int | None = None  # only pauses need a look at what was kept before them
     for step in range(len(actions)):
-        if not moving[step]:
+        if not kept[step]:
             kept[step] = last is not None and gripper[step] != gripper[last]
         if kept[step]:
             last = step

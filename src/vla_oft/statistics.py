@@ -21,7 +21,7 @@ EPSILON = 1e-8
 QUANTILE = 0.01
 KINDS = ("bounds_q99", "bounds", "zscore")
 PARITY = (None, "train", "eval")
-ADVICE = "compute the statistics anew with vla_oft.data.base.source_statistics, or copy the file from the training run"
+ADVICE = "compute the statistics anew with vla_oft.data.check.source_statistics, or copy the file from the training run"
 _MOMENTS = ("mean", "std", "max", "min", "q01", "q99")
 Array = TypeVar("Array")
 

@@ -1,6 +1,7 @@
 """Other people's recordings in a robot's language: cameras, units, pauses; and the choice of what fits."""
 
 import dataclasses
+import importlib
 import pickle
 
 import numpy as np
@@ -212,3 +213,99 @@ def test_episodes_with_numbers_that_are_not_finite_are_left_out_with_what_is_dam
     assert left.skipped == ("dataset /data/arm, episode 4: state is not finite in step 9, dimension 2",)
     assert len(left) == len(source) - 1
     check_source(left, ARM)  # no longer refused
+
+
+def bridge_like(out, labels=("do it", "do it"), rewards=True):
+    """Episodes whose reward is on the last step only, which Bridge's conversion drops."""
+    spec = dataclasses.replace(BRIDGE, name="somebody", cameras=("image_0",))
+    rng = np.random.default_rng(0)
+    with LeRobotWriter(out, spec, fps=5) as writer:
+        for number, label in enumerate(labels):
+            length = 6 + number
+            extras = {"reward": np.eye(length, dtype=np.float32)[-1]} if rewards else {}
+            states = rng.normal(size=(length, 7)).astype(np.float32)
+            images = {"image_0": np.full((length, 16, 16, 3), 90, np.uint8)}
+            writer.append_episode(Episode(images=images, states=states, actions=states, instructions=label, extras=extras))
+    (out / "meta" / "vla_oft.json").unlink()
+
+
+LAYOUT = dataclasses.replace(BRIDGE_FEATURES, formats=("lerobot",))
+
+
+def test_success_is_judged_before_any_step_is_dropped(tmp_path, monkeypatch):
+    bridge_like(tmp_path / "set")
+    monkeypatch.setattr(importlib.import_module("vla_oft.robots.bridge"), "FEATURES", (LAYOUT,))
+    source = open_for(BRIDGE, tmp_path / "set", filters=Filters(drop_failed=True, episodes="1:"))
+    assert source.lengths.tolist() == [5] and succeeded(source, 0) is True
+    assert source.extra("reward", 0).ravel().tolist() == [0, 0, 0, 0, 1], "what a dropped step noted is kept with the step before it"
+
+
+def test_a_robot_that_reads_no_state_still_converts_with_it(tmp_path):
+    bridge_like(tmp_path / "set")
+    raw = open_source(tmp_path / "set")
+    blind = for_robot(raw, dataclasses.replace(BRIDGE, state_dim=0), features=[LAYOUT])
+    assert blind.state_dim == 0
+    np.testing.assert_array_equal(blind.actions(1), for_robot(raw, BRIDGE, features=[LAYOUT]).actions(1))
+
+
+def test_unlabelled_episodes_are_left_out_where_the_layout_says_so(tmp_path):
+    bridge_like(tmp_path / "set", labels=("do it", " ", "do that"))
+    raw = open_source(tmp_path / "set")
+    assert for_robot(raw, BRIDGE, features=[LAYOUT]).lengths.tolist() == [4, 6]
+    assert len(for_robot(raw, BRIDGE, features=[dataclasses.replace(LAYOUT, drop_unlabelled=False)])) == 3
+
+
+def test_a_push_is_not_forgotten_with_its_step(tmp_path):
+    pushed = np.zeros((8, 1), np.uint8)
+    pushed[3] = 1
+    with LeRobotWriter(tmp_path / "set", SPEC) as writer:
+        writer.append_episode(dataclasses.replace(episode(0, 8), extras={"disturbed": pushed}))
+    view = select(open_source(tmp_path / "set"), Filters(every=2))
+    assert view.extra("disturbed", 0).ravel().tolist() == [0, 1, 0, 0]
+
+
+def test_partial_rewards_say_nothing_of_success(tmp_path):
+    raw = record(tmp_path / "set", LIBERO, ("front", "wrist"), lengths=(5,), reward=np.array([0, 1, 1, 2, 2], np.float32))
+    assert succeeded(raw, 0) is None
+
+
+def test_what_a_conversion_does_is_part_of_the_fingerprint(tmp_path):
+    write(tmp_path / "set")
+    source = open_source(tmp_path / "set")
+    layout = Features(name="x", formats=("lerobot",), cameras=(("front", "front"), ("wrist", "wrist")), convert=EachAction(np.negative))
+    others = (
+        layout,
+        dataclasses.replace(layout, convert=EachAction(np.abs)),
+        dataclasses.replace(layout, version=2),
+        dataclasses.replace(layout, cameras=(("front", "wrist"), ("wrist", "front"))),
+    )
+    prints = [for_robot(source, SPEC, features=[f], layout="x").fingerprint() for f in others]
+    prints += [select(source, Filters(episodes=e)).fingerprint() for e in ("0", "1", "0:2")]
+    assert len(set(prints)) == len(prints)
+
+
+def test_a_forced_layout_must_fit(tmp_path):
+    raw = record(tmp_path / "set", LIBERO, ("front", "wrist"))
+    with pytest.raises(ValueError, match=r"has no image, wrist_image, which layout 'openpi' needs"):
+        for_robot(raw, LIBERO, layout="openpi")
+
+
+def first_dimension(actions: np.ndarray) -> np.ndarray:
+    return actions[:, :1]
+
+
+def test_a_conversion_that_returns_other_sizes_is_said(tmp_path):
+    write(tmp_path / "set")
+    cameras = (("front", "front"), ("wrist", "wrist"))
+    wide = Features(name="wide", formats=("lerobot",), cameras=cameras, convert=EachAction(first_dimension))
+    view = for_robot(open_source(tmp_path / "set"), SPEC, features=[wide], layout="wide")
+    with pytest.raises(ValueError, match="wide/1: the conversion returned shapes"):
+        view.actions(0)
+
+
+def test_thinning_out_is_only_advised_for_absolute_targets(tmp_path):
+    absolute = dataclasses.replace(SPEC, action_kind="absolute_joint", action_limits=((-1e4, 1e4),) * 2, control_hz=5.0)
+    write(tmp_path / "set")
+    source = open_source(tmp_path / "set")
+    assert "every=2 keeps one step of 2" in check_source(source, absolute)[0]
+    assert "every" not in check_source(source, dataclasses.replace(absolute, action_kind="delta_ee"))[0]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.demonstrations import write
 from vla_oft import cli, cli_data
-from vla_oft.cli_data import Reading
+from vla_oft.cli_reading import Reading
 from vla_oft.data.base import ReadOptions, open_source
 from vla_oft.statistics import load_statistics
 

@@ -258,3 +258,10 @@ def test_damage_in_a_worker_is_said_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"file-000\.mp4.*missing") as error:
         taken(BatchLoader(data, MixtureOrder(data.sizes, seed=0), 4, keep, num_workers=2), 3)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("settings", [{"num_workers": -1}, {"prefetch": 0}, {"num_workers": 2, "prefetch": 0}])
+def test_impossible_settings_are_refused(source, settings):
+    data = dataset(source)
+    with pytest.raises(ValueError, match="must not be negative and prefetch"):
+        BatchLoader(data, MixtureOrder(data.sizes, seed=0), 4, keep, **settings)

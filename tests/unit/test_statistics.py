@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vla_oft.robots import load
-from vla_oft.statistics import DatasetStatistics, Normalizer, compute_statistics, load_statistics, save_statistics
+from vla_oft.statistics import DatasetStatistics, Normalizer, StreamingMoments, compute_statistics, load_statistics, save_statistics
 
 
 def example(dim: int = 3, steps: int = 50, seed: int = 0) -> DatasetStatistics:
@@ -90,8 +90,27 @@ def test_bad_input_is_refused_with_its_name(tmp_path):
         Normalizer(moments, None, "bounds").normalize(np.zeros((2, 4)))
     with pytest.raises(ValueError, match="mask has shape"):
         Normalizer(moments, np.array([True]), "bounds")
-    with pytest.raises(ValueError, match=r"no such file; compute the statistics anew with vla_oft\.data\.base\.source_statistics"):
+    with pytest.raises(ValueError, match=r"no such file; compute the statistics anew with vla_oft\.data\.check\.source_statistics"):
         load_statistics(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text('{"a": {"action": {"mean": [0]}}}')
     with pytest.raises(ValueError, match="a/action: no std"):
         load_statistics(tmp_path / "bad.json")
+
+
+def test_moments_in_one_pass_are_numpys(tmp_path):
+    """Enough rows for many merges, with means that drift, values that repeat and one constant."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(120_000, 3)) + np.linspace(0, 50, 120_000)[:, None]
+    rows[:, 1] = np.round(rows[:, 1])
+    rows[:, 2] = 0.1
+    streaming = StreamingMoments(len(rows), 3)
+    for part in np.array_split(rows, 700):
+        streaming.update(part)
+    found = streaming.result()
+    np.testing.assert_array_equal([found.q01, found.q99], np.quantile(rows, [0.01, 0.99], axis=0))
+    np.testing.assert_array_equal([found.min, found.max], [rows.min(0), rows.max(0)])
+    np.testing.assert_allclose([found.mean[:2], found.std[:2]], [rows.mean(0)[:2], rows.std(0)[:2]], rtol=1e-12)
+    assert found.mean[2] == 0.1 and found.std[2] == 0
+    streaming.update(rows[:3])
+    with pytest.raises(ValueError, match="120000 rows were announced, 120003 came"):
+        streaming.result()

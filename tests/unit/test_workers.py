@@ -142,3 +142,60 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path):
         while is_running(process):
             assert time.monotonic() < deadline, "a worker outlives its parent"
             time.sleep(0.05)
+
+
+def growing(number: int, allocate) -> np.ndarray:
+    out = allocate((number * 2_000_000,), np.uint8)
+    out[:] = number
+    return out
+
+
+def shared_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("RssShmem")).split()[1]) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' memory accounts")
+def test_slots_that_became_too_small_are_given_back():
+    before = shared_mb()
+    for number, answer in enumerate(WorkerPool(growing, 1, 2).results(iter(range(1, 30))), 1):
+        assert answer[0] == number == answer[-1] and len(answer) == number * 2_000_000
+        del answer
+        gc.collect()
+        assert shared_mb() - before < 8 * 2 * (number + 2), "a handful of the largest size, not all sizes that ever were"
+
+
+def backwards(request: str, allocate) -> str:
+    return request[::-1]
+
+
+def test_large_answers_without_arrays_do_not_block():
+    requests = ("x" * 300_000 + str(i) for i in range(6))
+    found = list(WorkerPool(backwards, 1, 3).results(requests))
+    assert [len(answer) for answer in found] == [300_001] * 6
+
+
+def broken(number: int, allocate) -> int:
+    return {}["absent"]
+
+
+def test_an_unexpected_error_names_its_place():
+    with pytest.raises(KeyError, match="absent") as error:
+        next(WorkerPool(broken, 1, 1).results(itertools.count()))
+    assert "test_workers.py" in str(error.value.__cause__)
+
+
+def test_a_program_that_handles_sigterm_still_ends(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import itertools, signal, sys\n"
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "from test_workers import who\n"
+        "from vla_oft.data.workers import WorkerPool\n"
+        "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: print('requeue'))\n"
+        "    results = WorkerPool(who, 2, 2).results(itertools.count())\n"
+        "    next(results)\n"
+        "    sys.modules['kept'] = results\n"
+    )
+    assert subprocess.run([sys.executable, str(script)], timeout=60).returncode == 0

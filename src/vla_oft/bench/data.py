@@ -11,7 +11,9 @@ import dataclasses
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from vla_oft.bench import data_rates, demonstrations
 from vla_oft.bench.environment import environment
 from vla_oft.bench.report import Table, markdown, percent, print_table, show
 from vla_oft.bench.rows import note
-from vla_oft.data.base import ReadOptions, open_source
+from vla_oft.data.base import ReadOptions, Source, open_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,6 @@ class DataRequest:
     cached: bool = True
     keep: Path | None = None
     out: Path | None = None
-    read: ReadOptions = dataclasses.field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
         if not self.workers or min(self.workers) < 0:
@@ -70,17 +71,22 @@ class DataRow:
     bytes_per_frame: float
 
 
-def run(request: DataRequest, quiet: bool = False) -> dict[str, Any]:
-    """Measure, print a table unless `quiet`, write files if `request.out`; the document has `rows`, `request`, `environment`."""
+def run(request: DataRequest, quiet: bool = False, open_own: Callable[[], Source] | None = None) -> dict[str, Any]:
+    """Measure, print a table unless `quiet`, write files if `request.out`; the document has `rows`, `request`, `environment`.
+
+    open_own: opens the dataset `request.path`; by default without any options.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         place, rows = request.keep or Path(temporary), []
         if request.path is not None:
-            rows += _measure(request, request.path.name, request.path, None, Path(temporary))
+            own = open_own or (lambda: open_source(request.path or ""))
+            rows += _measure(request, request.path.name, request.path, own, None, Path(temporary))
         for kind in request.kinds if request.path is None else ():
             note(f"{kind}: making demonstrations")
             shape = demonstrations.Shape(episodes=request.episodes, size=request.camera_size)
             folder = demonstrations.write(place, kind, shape)
-            rows += _measure(request, kind, folder, data_rates.raw_decoder(kind, folder, shape), Path(temporary))
+            opened = partial(open_source, folder, _options(kind, Path(temporary)))
+            rows += _measure(request, kind, folder, opened, data_rates.raw_decoder(kind, folder, shape), Path(temporary))
     facts = environment(torch.device("cpu"))
     document = {
         "benchmark": "data",
@@ -99,15 +105,18 @@ def run(request: DataRequest, quiet: bool = False) -> dict[str, Any]:
     return document
 
 
-def _measure(request: DataRequest, kind: str, folder: Path, decode: data_rates.Decode | None, scratch: Path) -> list[DataRow]:
+def _options(kind: str, scratch: Path) -> ReadOptions:
+    if kind == "aloha_hdf5":
+        return ReadOptions(colour_order="rgb", instruction=demonstrations.INSTRUCTION, cache_dir=scratch)
+    return ReadOptions(cache_dir=scratch)
+
+
+def _measure(
+    request: DataRequest, kind: str, folder: Path, opened: Callable[[], Source], decode: data_rates.Decode | None, scratch: Path
+) -> list[DataRow]:
     rows = []
-    cache_dir = scratch / f"cache-{kind}"
-    cache_dir.mkdir()
-    options = dataclasses.replace(request.read, cache_dir=cache_dir)
-    if kind == "aloha_hdf5" and request.path is None:
-        options = dataclasses.replace(options, colour_order="rgb", instruction=demonstrations.INSTRUCTION)
     start = time.perf_counter()
-    source = open_source(folder, options)
+    source = opened()
     open_s = time.perf_counter() - start
     num_bytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     for workers in request.workers:
@@ -120,7 +129,7 @@ def _measure(request: DataRequest, kind: str, folder: Path, decode: data_rates.D
                 batch_size=request.batch_size,
                 seconds=request.seconds,
                 cache=cache,
-                cache_dir=cache_dir,
+                cache_dir=scratch,
             )
             for cache in (("none", "disk") if request.cached else ("none",))
         ]

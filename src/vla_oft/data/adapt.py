@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from vla_oft import robots
 from vla_oft.data.base import Source
-from vla_oft.data.select import Filters, select
+from vla_oft.data.select import Filters, select_episodes, select_steps
 from vla_oft.data.view import View
 from vla_oft.features import Features
 from vla_oft_client import RobotSpec
@@ -32,25 +32,33 @@ def for_robot(source: Source, spec: RobotSpec, *, layout: str | None = None, fea
         names = {name: name for name in spec.cameras}
         state = ("state",) if spec.state_dim and source.state_dim else ()
         return View(source, key=f"robot:{AS_IS}", cameras=names, state=state) if _differs(source, spec) else source
+    lacking = _lacking(source, spec, chosen)
+    if lacking:
+        raise ValueError(f"dataset {source.path} has no {', '.join(lacking)}, which layout '{chosen.name}' needs ({_needs(spec, chosen)})")
+    if chosen.drop_unlabelled:
+        source = select_episodes(source, Filters(drop_unlabelled=True))
     renamed = dict(chosen.cameras)
     view: Source = View(
         source,
-        key=f"robot:{spec.name}/{chosen.name}",
+        key=f"robot:{spec.name}/{chosen.name}/{chosen.version}",
         cameras={name: renamed[name] for name in spec.cameras},
         image=chosen.image,
-        state=chosen.state if spec.state_dim else (),
+        state=chosen.state,
         action=chosen.action,
         convert=chosen.convert,
         cuts=chosen.cuts,
     )
-    return select(view, Filters(drop_noops=True)) if chosen.drop_noops else view
+    view.fps = chosen.fps or view.fps
+    if chosen.drop_noops:
+        view = select_steps(view, Filters(drop_noops=True))
+    return view if spec.state_dim else View(view, key="stateless", state=())
 
 
 def _chosen(source: Source, spec: RobotSpec, layout: str | None, known: Sequence[Features]) -> Features | None:
     """The layout to read through; None to convert nothing."""
     if layout is not None:
         return next((f for f in known if f.name == layout), None)
-    if source.recording.get("robot", {}).get("name") == spec.name:
+    if (source.recording.get("robot") or {}).get("name") == spec.name:
         return None
     fitting = [f for f in known if source.format in f.formats and not _lacking(source, spec, f)]
     if fitting:
@@ -70,7 +78,7 @@ def _lacking(source: Source, spec: RobotSpec, features: Features) -> list[str]:
     arrays = {*source.extras, "action", *(("state",) if source.state_dim else ())}
     cameras = [camera for name, camera in features.cameras if name in spec.cameras and camera not in have]
     unnamed = [name for name in spec.cameras if name not in dict(features.cameras)]
-    return [*unnamed, *cameras, *(name for name in (*(features.state if spec.state_dim else ()), features.action) if name not in arrays)]
+    return [*unnamed, *cameras, *(name for name in (*features.state, features.action) if name not in arrays)]
 
 
 def _needs(spec: RobotSpec, features: Features) -> str:

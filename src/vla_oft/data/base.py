@@ -16,6 +16,12 @@ from vla_oft.data import formats
 from vla_oft.data.files import Files, Folder, HubFiles
 
 ColourOrder = Literal["rgb", "bgr"]
+DISTURBED = "disturbed"
+"""Name of the extra that marks steps in which something else was executed than recorded."""
+
+SUCCESS = ("next.success", "success", "is_success")
+REWARD = ("next.reward", "reward", "rewards")
+"""Names under which recorders note, for every step, whether the task is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +145,8 @@ def open_source(path: str | Path, options: ReadOptions | None = None) -> Source:
         if module.detect(files.root):
             source: Source = module.open_source(files, options)
             if not len(source) or not int(source.lengths.sum()):
-                skipped = "".join(f"\n  skipped {line}" for line in source.skipped)
+                count = len(source.skipped)
+                skipped = f"; {count} were skipped, the first: {source.skipped[0]}" if count else ""
                 raise ValueError(f"dataset {path} is empty: {len(source)} episodes, no frames; record or download it again{skipped}")
             return source
     found = sorted(p.name for p in files.root.iterdir())[:10]

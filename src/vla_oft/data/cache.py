@@ -47,7 +47,7 @@ class Prepare(Protocol):
 
 
 def prepared(
-    source: Source, cameras: Sequence[str], prepare: Prepare, where: Literal["ram", "disk"], cache_dir: str | Path | None = None
+    source: Source, cameras: Sequence[str], prepare: Prepare, where: Literal["ram", "disk"], cache_dir: Path | None = None
 ) -> Rows:
     """Decode everything, now: rows uint8 (V, size, size, 3), N of them.
 
@@ -70,7 +70,7 @@ def prepared(
         file.close()
 
     name = f"frames-{source.fingerprint()}-{prepare.key}-{'-'.join(cameras)}"
-    folder = cached(name, source.path, build, None if cache_dir is None else Path(cache_dir))
+    folder = cached(name, source.path, build, cache_dir)
     return FileRows(folder / "frames.npy")
 
 

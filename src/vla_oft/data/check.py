@@ -27,7 +27,7 @@ def check_source(source: Source, spec: RobotSpec) -> list[str]:
     if missing:
         raise ValueError(
             f"dataset {source.path} has no camera {', '.join(missing)} that robot '{spec.name}' needs; "
-            f"it has {', '.join(source.cameras) or 'none'}; map them with cameras={{robot's name: dataset's name}}"
+            f"it has {', '.join(source.cameras) or 'none'}; rename them with cameras (robot's name=dataset's name)"
         )
     for what, found, needed in (("action", source.action_dim, spec.action_dim), ("state", source.state_dim, spec.state_dim)):
         if needed and found != needed:
@@ -59,14 +59,17 @@ def _warnings(source: Source, spec: RobotSpec, outside: np.ndarray) -> list[str]
         )
     if source.fps is not None and abs(source.fps - spec.control_hz) > 1e-3:
         every = source.fps / spec.control_hz
-        advice = f": every={every:.0f} keeps one step of {every:.0f}" if every >= 2 and abs(every - round(every)) < 1e-3 else ""
+        whole = every >= 2 and abs(every - round(every)) < 1e-3
+        advice = f": every={every:.0f} keeps one step of {every:.0f}" if whole and not spec.action_kind.startswith("delta") else ""
         warnings.append(f"recorded at {source.fps:g} frames per second, but robot '{spec.name}' runs at {spec.control_hz:g} Hz{advice}")
     return warnings
 
 
 def without_damaged(source: Source) -> Source:
     """`source` without its damaged episodes and those with numbers that are not finite; one more line in `skipped` for each."""
-    damaged = dict(source.damaged())
+    damaged: dict[int, str] = {}
+    for episode, reason in source.damaged():
+        damaged[episode] = f"{damaged[episode]}; {reason}" if episode in damaged else reason
     for episode in range(len(source)):
         if episode not in damaged:
             broken = _not_finite(source.actions(episode), source.states(episode) if source.state_dim else None)

@@ -61,9 +61,10 @@ class ChunkDataset:
     """All time steps of one or more sources, concatenated. Map-style: `dataset[i]` is one sample, `batch(indices)` many at once.
 
     prepare: from a recorded frame to the policy's image. action_normalizer, state_normalizer: the policy's own; without the latter,
-    samples have no state. chunk_len: K, by default the robot's. cache: "ram" or "disk" (in `cache_dir`, by default `.cache` beside each
-    dataset) decodes and prepares everything once, now; "none" decodes what is asked for. grounding, landmarks: also return the sources'
-    extras of those names. parity: drop windows past the end of an episode. Memory does not grow with the number of frames, except in "ram".
+    samples have no state. chunk_len: K, by default the robot's. cache: "ram" or "disk" decodes and prepares everything once, now; "none"
+    decodes what is asked for. cache_dir: for what lies on the disk, one folder for all sources or one for each; by default `.cache` beside
+    each dataset. grounding, landmarks: also return the sources' extras of those names. parity: drop windows past the end of an episode.
+    Memory does not grow with the number of frames, except in "ram".
     """
 
     def __init__(
@@ -76,25 +77,30 @@ class ChunkDataset:
         state_normalizer: Normalizer | None = None,
         chunk_len: int | None = None,
         cache: Caching = "none",
-        cache_dir: str | Path | None = None,
+        cache_dir: str | Path | Sequence[Path | None] | None = None,
         grounding: str | None = None,
         landmarks: str | None = None,
         parity: bool = False,
     ) -> None:
         if not sources:
             raise ValueError("no datasets: give at least one")
+        each = cache_dir if isinstance(cache_dir, list | tuple) else [cache_dir] * len(sources)
+        places = [None if place is None else Path(place) for place in each]
         _check_sizes(sources, spec, action_normalizer, state_normalizer)
         self.sources, self.spec, self.prepare, self.grounding = tuple(sources), spec, prepare, grounding
         self.chunk_len = spec.chunk_len if chunk_len is None else chunk_len
         self._parts = [
-            _Part(s, action_normalizer, state_normalizer, self.chunk_len, grounding, landmarks, parity, cache_dir) for s in sources
+            _Part(source, action_normalizer, state_normalizer, self.chunk_len, grounding, landmarks, parity, place)
+            for source, place in zip(sources, places, strict=True)
         ]
         self._ends = np.cumsum([part.num_samples for part in self._parts])
         if not self._ends[-1]:
             raise ValueError(f"no episode has chunk_len={self.chunk_len} steps: use a shorter chunk, or parity=False")
         self._frames: list[Rows | None] = [None] * len(sources)
         if cache != "none":
-            self._frames = [frame_cache.prepared(source, spec.cameras, prepare, cache, cache_dir) for source in sources]
+            self._frames = [
+                frame_cache.prepared(source, spec.cameras, prepare, cache, place) for source, place in zip(sources, places, strict=True)
+            ]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -173,7 +179,7 @@ class _Part:
         grounding: str | None,
         landmarks: str | None,
         parity: bool,
-        cache_dir: str | Path | None,
+        cache_dir: Path | None,
     ) -> None:
         wanted = [name for name in (grounding, landmarks) if name is not None]
         missing = [name for name in wanted if name not in source.extras]
@@ -181,7 +187,7 @@ class _Part:
             raise ValueError(f"dataset {source.path} has no {missing}; it has {sorted(source.extras) or 'no extras'}")
         self.source, self.has_actions, self.grounding, self.landmarks = source, source.kind != "scenes", grounding, landmarks
         self._action, self._state = action, state
-        self.table = load_table(source, wanted, with_states=state is not None, cache_dir=None if cache_dir is None else Path(cache_dir))
+        self.table = load_table(source, wanted, with_states=state is not None, cache_dir=cache_dir)
         self._first_rows = np.concatenate([[0], np.cumsum(source.lengths)])
         samples = np.maximum(source.lengths - (chunk_len - 1), 0) if parity else source.lengths
         self._first_samples = np.concatenate([[0], np.cumsum(samples)])

@@ -39,6 +39,8 @@ class BatchLoader(Generic[Batch]):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
+        if num_workers < 0 or prefetch < 1:
+            raise ValueError(f"num_workers={num_workers} must not be negative and prefetch={prefetch} must be positive")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
         if order.sizes != dataset.sizes:

@@ -5,7 +5,7 @@ from pathlib import Path
 from vla_oft.data.adapt import for_robot
 from vla_oft.data.base import ReadOptions, Source, open_source
 from vla_oft.data.check import without_damaged
-from vla_oft.data.select import Filters, select
+from vla_oft.data.select import Filters, select_episodes, select_steps
 from vla_oft_client import RobotSpec
 
 
@@ -18,12 +18,13 @@ def open_for(
 ) -> Source:
     """The dataset at `path` as robot `spec` sees it. Raises ValueError when it cannot be, naming the field to change.
 
-    Filters apply last, so that pauses are recognised by the robot's own actions.
+    Whole episodes are chosen first, by the recording as it is; pauses last, by the robot's own actions.
     """
     filters = filters or Filters()
     if filters.every > 1 and spec.action_kind.startswith("delta"):
         raise ValueError(f"every={filters.every} would lose motion: the actions of robot '{spec.name}' are increments, not targets")
-    return select(for_robot(open_checked(path, read), spec, layout=layout), filters)
+    chosen = select_episodes(open_checked(path, read), filters)
+    return select_steps(for_robot(chosen, spec, layout=layout), filters)
 
 
 def open_checked(path: str | Path, read: ReadOptions | None = None) -> Source:

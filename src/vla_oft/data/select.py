@@ -7,27 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_oft.data.base import Source
+from vla_oft.data.base import REWARD, SUCCESS, Source, instruction
 from vla_oft.data.view import View
-from vla_oft.noops import kept_steps
-
-SUCCESS = ("next.success", "success", "is_success")
-REWARD = ("next.reward", "reward", "rewards")
-"""Names under which recorders note, for every step, whether the task is done."""
+from vla_oft.noops import THRESHOLD, kept_steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
     """What to leave out.
 
-    episodes: Python-like ranges joined by commas, "0:40", "10:", "3,7,20:30"; None for all.
+    episodes: Python-like ranges joined by commas, "0:40", "10:", "3,7,20:30", of the episodes that can be read; None for all.
     drop_failed: episodes that the recording itself calls failed. Without such a note in the dataset, this is an error.
+    drop_unlabelled: episodes without an instruction.
     drop_noops: steps in which nothing moves, see `vla_oft.noops`; for actions that are increments, with the gripper last.
     every: keep one step of so many: 50 Hz recordings of absolute targets for a 25 Hz policy need 2.
     """
 
     episodes: str | None = None
     drop_failed: bool = False
+    drop_unlabelled: bool = False
     drop_noops: bool = False
     every: int = 1
 
@@ -38,27 +36,43 @@ class Filters:
 
 def select(source: Source, filters: Filters) -> Source:
     """`source` without what `filters` leave out. Raises ValueError when nothing is left."""
-    chosen: np.ndarray | None = None
-    if filters.episodes is not None:
-        chosen = episode_range(filters.episodes, len(source))
-    if filters.drop_failed:
-        chosen = np.array([e for e in (range(len(source)) if chosen is None else chosen) if _need_success(source, int(e))], np.int64)
-    if chosen is None and not filters.drop_noops and filters.every == 1:
+    return select_steps(select_episodes(source, filters), filters)
+
+
+def select_episodes(source: Source, filters: Filters) -> Source:
+    """Whole episodes: judged by the recording as it is, before any step of it is dropped."""
+    chosen = episode_numbers(source, filters)
+    if len(chosen) == len(source) and filters.episodes is None:
         return source
-    cuts = filters.drop_noops or filters.every > 1
+    _need_some(len(chosen), source, filters)
+    return View(source, key="episodes", episodes=chosen, state=("state",) if source.state_dim else ())
+
+
+def select_steps(source: Source, filters: Filters) -> Source:
+    """Steps within episodes: judged by the actions that `source` has, so by the robot's own where it is a robot's view."""
+    if not filters.drop_noops and filters.every == 1:
+        return source
     view = View(
         source,
-        key=f"noops:{filters.drop_noops},every:{filters.every}",
-        episodes=chosen,
-        convert=_Keep(filters.drop_noops, filters.every) if cuts else None,
-        cuts=cuts,
+        key=f"noops:{THRESHOLD if filters.drop_noops else None},every:{filters.every}",
+        convert=_Keep(filters.drop_noops, filters.every),
+        cuts=True,
         state=("state",) if source.state_dim else (),
     )
-    if not len(view):
-        raise ValueError(f"dataset {source.path}: nothing is left of {len(source)} episodes after {filters}; loosen the filters")
+    _need_some(len(view), source, filters)
     if filters.every > 1 and view.fps is not None:
         view.fps = view.fps / filters.every
     return view
+
+
+def episode_numbers(source: Source, filters: Filters) -> np.ndarray:
+    """Which episodes `filters` leave, int64."""
+    numbers = np.arange(len(source)) if filters.episodes is None else episode_range(filters.episodes, len(source))
+    if filters.drop_failed:
+        numbers = np.array([e for e in numbers if _need_success(source, int(e))], np.int64)
+    if filters.drop_unlabelled:
+        numbers = np.array([e for e in numbers if instruction(source, int(e)).strip()], np.int64)
+    return numbers
 
 
 def episode_range(text: str, count: int) -> np.ndarray:
@@ -89,8 +103,14 @@ def succeeded(source: Source, episode: int) -> bool | None:
             return bool(np.any(source.extra(name, episode)))
     for name in REWARD:
         if name in source.extras:
-            return bool(np.any(source.extra(name, episode) > 0))
+            rewards = source.extra(name, episode)
+            return bool(np.any(rewards == 1)) if np.isin(rewards, (0, 1)).all() else None  # partial rewards say nothing of success
     return None
+
+
+def _need_some(count: int, source: Source, filters: Filters) -> None:
+    if not count:
+        raise ValueError(f"dataset {source.path}: nothing is left of {len(source)} episodes after {filters}; loosen the filters")
 
 
 def _need_success(source: Source, episode: int) -> bool:

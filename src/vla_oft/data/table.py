@@ -15,15 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_oft.data.base import Source
+from vla_oft.data.base import DISTURBED, Source
 from vla_oft.data.index_cache import cached
-from vla_oft.data.rows import FileRows, RamRows, Rows, RowsFile
+from vla_oft.data.rows import FileRows, RamRows, Rows, RowsFile, need_space
 from vla_oft.progress import progress
 
 IN_MEMORY = 64 * 2**20
-DISTURBED = "disturbed"
-"""Name of the extra that marks steps in which something else was executed than recorded."""
-
 VERSION = 1
 TASK, LEFT, VALID = 0, 1, 2
 """Columns of `Table.steps`."""
@@ -68,6 +65,7 @@ def load_table(source: Source, extras: Sequence[str] = (), *, with_states: bool 
         return _table({name: RamRows(array) for name, array in arrays.items()}, extras)
 
     def build(folder: Path) -> None:
+        need_space(folder, num_bytes)
         files = {name: RowsFile(folder / f"{name}.npy", shape, dtype) for name, (shape, dtype) in layout.items()}
         for first, columns in _episodes(source, extras, "states" in layout):
             for name, values in columns.items():
@@ -93,7 +91,11 @@ def _episodes(source: Source, extras: Sequence[str], with_states: bool) -> Itera
             if with_states:
                 columns["states"] = source.states(episode)
             for name in ("actions", "states"):
-                if name in columns and not np.isfinite(columns[name]).all():
+                if name not in columns:
+                    continue
+                with np.errstate(over="ignore"):
+                    columns[name] = columns[name].astype(np.float32, copy=False)
+                if not np.isfinite(columns[name]).all():
                     step, dim = np.argwhere(~np.isfinite(columns[name]))[0]
                     where = f"episode {episode}, step {step}, dimension {dim}"
                     raise ValueError(f"dataset {source.path}: {name} are not finite in {where}; drop that episode")
@@ -108,7 +110,7 @@ def _steps(source: Source, episode: int) -> np.ndarray:
     length = int(source.lengths[episode])
     here = np.arange(length)
     steps = np.stack([source.task_indices(episode), length - here, length - here], axis=1).astype(np.int32)
-    if DISTURBED in source.extras:
+    if DISTURBED in source.extras and length:
         pushed = np.asarray(source.extra(DISTURBED, episode).reshape(length, -1).any(axis=1))
         steps[:, VALID] = np.minimum(steps[:, VALID], next_true(pushed) - here + 1)
     return steps

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_oft.data.base import Direct, Source, check_steps
+from vla_oft.data.base import DISTURBED, REWARD, SUCCESS, Direct, Source, check_steps
 from vla_oft.features import Convert
 from vla_oft.progress import progress
 
@@ -61,6 +61,7 @@ class View:
         self.cameras, self._image = tuple(self._cameras), image
         self._state, self._action, self._convert, self._cuts = state, action, convert, cuts
         self._recent: OrderedDict[int, _Steps] = OrderedDict()
+        self._kept: np.ndarray | None = None  # steps that are kept, of all episodes: 4 bytes a step, so that frames need no conversion
         unknown = [name for name in (*state, action) if name not in ("state", "action") and name not in source.extras]
         if unknown:
             raise ValueError(f"dataset {source.path} has no arrays {unknown}; it has {sorted(source.extras) or 'no extras'}")
@@ -82,12 +83,17 @@ class View:
 
     def fingerprint(self) -> str:
         facts = [self.source.fingerprint(), self.key, self._cameras, self._state, self._action]
-        return hashlib.sha256(json.dumps(facts).encode() + self._episodes.tobytes()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(facts).encode() + self._episodes.tobytes())
+        if self._convert is not None and len(self):  # a sample of what the conversion does, should its key not have changed with it
+            first = self._steps(0)
+            for values in (first.states, first.actions, first.kept):
+                digest.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()[:16]
 
     def frames(self, episode: int, indices: Sequence[int] | np.ndarray, camera: str) -> np.ndarray:
         wanted = check_steps(self, episode, indices, camera)
-        if self._cuts:
-            wanted = self._steps(episode).kept[wanted]
+        if self._kept is not None:
+            wanted = self._kept[self._starts[episode] + wanted].astype(np.int64)
         images = self.source.frames(self._inner(episode), wanted, self._cameras[camera])
         if self._image is None or not len(images):
             return images
@@ -98,7 +104,8 @@ class View:
         direct: Direct | None = getattr(self.source, "frame_into", None)
         if direct is None or self._image is not None:
             return False
-        step = int(self._steps(episode).kept[step]) if self._cuts else step
+        if self._kept is not None:
+            step = int(self._kept[self._starts[episode] + step])
         return direct(self._inner(episode), step, self._cameras[camera], out)
 
     def states(self, episode: int) -> np.ndarray:
@@ -116,7 +123,8 @@ class View:
     def extra(self, name: str, episode: int) -> np.ndarray:
         if name not in self.extras:
             raise ValueError(f"dataset {self.path} has no extra '{name}'; it has {sorted(self.extras) or 'none'}")
-        return self._cut(episode, self.source.extra(name, self._inner(episode)))
+        values = self.source.extra(name, self._inner(episode))
+        return self._gather(episode, values) if name in (DISTURBED, *SUCCESS, *REWARD) else self._cut(episode, values)
 
     def episode_info(self, episode: int) -> dict[str, Any]:
         return self.source.episode_info(self._inner(episode))
@@ -132,6 +140,10 @@ class View:
 
     def _cut(self, episode: int, values: np.ndarray) -> np.ndarray:
         return values[self._steps(episode).kept] if self._cuts else values
+
+    def _gather(self, episode: int, values: np.ndarray) -> np.ndarray:
+        """Of what must not be lost with a dropped step (a push, a success): the largest value from each kept step to the next."""
+        return np.maximum.reduceat(values, self._steps(episode).kept, axis=0) if self._cuts else values
 
     def _width(self, name: str) -> int:
         widths = {"state": self.source.state_dim, "action": self.source.action_dim}
@@ -159,12 +171,19 @@ class View:
         states, actions, kept = self._convert(states, actions)
         if not self._cuts and len(actions) != self.source.lengths[inner]:
             raise ValueError(f"{self.key}: the conversion drops steps, but does not say so; set cuts=True")
+        shapes = [None if states is None else states.shape, actions.shape, kept.shape]
+        if shapes != [(len(kept), self.state_dim) if self.state_dim else None, (len(kept), self.action_dim), (len(kept),)]:
+            raise ValueError(
+                f"{self.key}: the conversion returned shapes {shapes} for {self.state_dim} state and {self.action_dim} actions"
+            )
         return _Steps(states, actions, kept)
 
     def _measure(self) -> None:
-        lengths = np.empty(len(self._episodes), np.int64)
+        lengths, kept = np.empty(len(self._episodes), np.int64), []
         with progress(f"looking through {self.name}", len(lengths), "episodes") as advance:
             for number, inner in enumerate(self._episodes):
-                lengths[number] = len(self._converted(int(inner)).actions)
+                kept.append(self._converted(int(inner)).kept.astype(np.int32))
+                lengths[number] = len(kept[-1])
                 advance(1)
         self._episodes, self.lengths = self._episodes[lengths > 0], lengths[lengths > 0]
+        self._kept, self._starts = np.concatenate([np.empty(0, np.int32), *kept]), np.cumsum(self.lengths) - self.lengths

@@ -17,12 +17,13 @@ import os
 import pickle
 import signal
 import tempfile
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from io import BytesIO
 from multiprocessing import connection, reduction
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +36,10 @@ ROOM = 2**21
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 PATIENCE_S = 5.0
-"""How long a worker may take to end before it is killed."""
+"""How long a dying worker may take to be gone."""
+
+SPARE = 8
+"""Free slots that a worker keeps; more only exist when many results were kept at once."""
 
 
 class Allocate(Protocol):
@@ -81,9 +85,12 @@ class WorkerPool(Generic[Request, Result]):
                 yield waiting.popleft().receive()
         finally:
             for worker in workers:
-                worker.dismiss()
-            for worker in workers:
                 worker.close()
+
+
+class _Failure(NamedTuple):
+    error: Exception
+    trace: str
 
 
 class _Worker:
@@ -108,9 +115,10 @@ class _Worker:
     def receive(self) -> Any:
         try:
             connection.wait([self._pipe, self._process.sentinel])
-            kind, data, slot, new_size, places = self._pipe.recv()
-            if kind == "error":
-                raise data
+            answer = self._pipe.recv()
+            if isinstance(answer, _Failure):
+                raise answer.error from (None if isinstance(answer.error, ValueError) else RuntimeError(f"in a worker:\n{answer.trace}"))
+            slot, new_size, places = answer
             if new_size:
                 self._slots[slot] = _map(reduction.recv_handle(self._pipe), new_size)
         except (EOFError, ConnectionResetError):
@@ -118,19 +126,13 @@ class _Worker:
         whole = self._slots[slot][:]  # an array of its own for each result: the slot is free again when nothing refers to it any more
         weakref.finalize(whole, self._free.append, slot).atexit = False
         view = whole.data  # a slice of `whole` would refer to the mapping instead
-        return pickle.loads(data, buffers=[view[start : start + size] for start, size in places])  # from our own child, not a network
-
-    def dismiss(self) -> None:
-        """Ask the process to end."""
-        with contextlib.suppress(OSError):  # it has ended already
-            self._pipe.send(None)
+        data, *buffers = (view[start : start + size] for start, size in places)
+        return pickle.loads(data, buffers=buffers)  # from our own child, not from a network
 
     def close(self) -> None:
-        """Wait until it has ended. Results that are still in use keep their memory."""
-        self._process.join(PATIENCE_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        """End it: it holds nothing worth saving. Results that are still in use keep their memory."""
+        self._process.kill()
+        self._process.join()
         self._pipe.close()
 
     def _died(self) -> ChildProcessError:
@@ -142,29 +144,27 @@ class _Worker:
 
 
 def _work(pipe: connection.Connection, others: connection.Connection, fetch: Callable[[Any, Allocate], Any]) -> None:
-    """What a process does until it is dismissed, or its parent is gone."""
+    """What a process does until it is killed, or its parent is gone."""
     others.close()  # inherited by a fork: the end of file would never come
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and dismisses its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler: nothing here needs saving
     torch.set_num_threads(1)
     _keep_memory()
     arena = _Arena()
     while True:
         try:
-            message = pipe.recv()
+            request, free = pipe.recv()
         except (EOFError, OSError):
             return
-        if message is None:
-            return
-        request, free = message
         arena.give_back(free)
         try:
             answer = arena.pack(fetch(request, arena.begin()))
         except Exception as error:
-            answer = ("error", _portable(error), 0, 0, ())
+            answer = _Failure(_portable(error), traceback.format_exc())
         try:
             pipe.send(answer)
-            if answer[3]:
-                reduction.send_handle(pipe, arena.descriptor(answer[2]), None)  # type: ignore[arg-type]  (the process id is for Windows)
+            if not isinstance(answer, _Failure) and answer[1]:
+                reduction.send_handle(pipe, arena.descriptor(answer[0]), None)  # type: ignore[arg-type]  (the process id is for Windows)
         except OSError:
             return
 
@@ -192,7 +192,9 @@ class _Arena:
         self._used = self._wanted = 0
 
     def begin(self) -> Allocate:
-        """Start a result in a free slot that is as large as the last result was."""
+        """Start a result in a free slot that is as large as the largest result was."""
+        for slot in [s for s in sorted(self._free) if len(self._slots[s]) < self._wanted] + sorted(self._free)[SPARE:]:
+            self._forget(slot)
         self._current = next((slot for slot in sorted(self._free) if len(self._slots[slot]) >= self._wanted), None)
         if self._current is None and self._wanted:
             self._current = self._add(self._wanted)
@@ -212,12 +214,12 @@ class _Arena:
         """The parent has let go of these."""
         self._free.update(slots)
 
-    def pack(self, result: Any) -> tuple[str, bytes, int, int, list[tuple[int, int]]]:
-        """("result", pickle, slot, size of the slot if it is new to the parent, where each array lies)."""
+    def pack(self, result: Any) -> tuple[int, int, list[tuple[int, int]]]:
+        """(slot, size of the slot if it is new to the parent, where in it the pickle and each array lie)."""
         buffers: list[pickle.PickleBuffer] = []
         data = BytesIO()
         _Pickler(data, protocol=5, buffer_callback=buffers.append).dump(result)
-        arrays = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
+        arrays = [np.frombuffer(data.getbuffer(), np.uint8), *(np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers)]
         inside = [self._offset(array) for array in arrays]
         outside = sum(_aligned(len(a)) for a, offset in zip(arrays, inside, strict=True) if offset is None)
         needed = self._used + outside
@@ -235,11 +237,19 @@ class _Arena:
         self._free.discard(slot)
         new = len(self._slots[slot]) if slot not in self._announced else 0
         self._announced.add(slot)
-        return "result", data.getvalue(), slot, new, places
+        return slot, new, places
 
     def descriptor(self, slot: int) -> int:
         """The file behind a slot."""
         return self._files[slot]
+
+    def _forget(self, slot: int) -> None:
+        """Give the memory of a slot that is too small, or one too many, back to the system; the parent will not hear of it again."""
+        if slot in self._free:
+            self._free.discard(slot)
+            os.ftruncate(self._files[slot], 0)
+            os.close(self._files[slot])
+            self._slots[slot] = np.empty(0, np.uint8)
 
     def _reserve(self, size: int) -> int | None:
         start = self._used

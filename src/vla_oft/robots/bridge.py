@@ -44,4 +44,5 @@ def reached(states: np.ndarray | None, actions: np.ndarray) -> tuple[np.ndarray 
     return states[steps], np.concatenate([moved.astype(actions.dtype), gripper], axis=1), steps
 
 
-FEATURES = (Features(name="rlds", formats=("rlds",), cameras=(("front", "image_0"),), convert=reached, cuts=True),)
+FEATURES = (Features(name="rlds", formats=("rlds",), cameras=(("front", "image_0"),), convert=reached, cuts=True, drop_unlabelled=True),)
+"""BridgeData V2 as converted for the reference, which trains on nothing without an instruction."""

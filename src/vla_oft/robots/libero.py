@@ -76,7 +76,7 @@ _TO_ROBOT = EachAction(from_environment)
 
 FEATURES = (
     Features(name="rlds", formats=("rlds",), cameras=_CAMERAS, convert=_TO_ROBOT),
-    Features(name="openpi", formats=("lerobot",), cameras=_CAMERAS, convert=_TO_ROBOT),
+    Features(name="openpi", formats=("lerobot",), cameras=_CAMERAS, convert=_TO_ROBOT, fps=20.0),  # openpi's converter notes 10
     Features(name="lerobot", formats=("lerobot",), cameras=(("front", "image"), ("wrist", "image2")), convert=_TO_ROBOT),
     Features(
         name="hdf5",

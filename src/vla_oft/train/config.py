@@ -128,6 +128,7 @@ class TrainConfig:
         need(self.batch_size > 0, "batch_size", "must be positive")
         need(self.chunk_len is None or self.chunk_len > 0, "chunk_len", "must be positive, or None for the robot's")
         need(self.lr > 0, "lr", "must be positive")
+        need(self.num_workers >= 0, "num_workers", "must be 0 (one thread) or more")
         need(self.accumulate > 0, "accumulate", "must be positive")
         need(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "must be positive, or None")
         need(self.log_every > 0 and self.save_every > 0 and self.keep_last > 0, "save_every", "and log_every, keep_last must be positive")

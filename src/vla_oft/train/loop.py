@@ -162,9 +162,15 @@ def _check_folder(config: TrainConfig, out: Path, resume: bool) -> None:
             print(f"note: there is nothing to resume in {out}; starting from the beginning")
         return
     before = from_dict(TrainConfig, json.loads(saved.read_text()), str(saved))  # fields that are new since then get their defaults
-    changed = _changed_fields(to_dict(before), to_dict(config))
+    changed = _changed_fields(*(to_dict(_without_cache_dirs(c)) for c in (before, config)))
     if changed:
         raise ValueError(f"cannot resume {out}: the configuration has changed in {', '.join(changed)}; use the same one, or another folder")
+
+
+def _without_cache_dirs(config: TrainConfig) -> TrainConfig:
+    """Where caches lie changes nothing."""
+    datasets = [dataclasses.replace(d, read=dataclasses.replace(d.read, cache_dir=None)) for d in config.datasets]
+    return dataclasses.replace(config, datasets=tuple(datasets))
 
 
 def _changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

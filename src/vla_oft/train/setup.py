@@ -174,6 +174,7 @@ def build_dataset(config: TrainConfig, policy: Policy, sources: list[Source]) ->
         state_normalizer=policy.training_state_normalizer,
         chunk_len=policy.config.chunk_len,
         cache=config.frame_cache,
+        cache_dir=[d.read.cache_dir for d in config.datasets],
         grounding=GROUNDING if masks else None,
         landmarks=LANDMARKS if masks else None,
         parity=policy.config.parity,
