@@ -84,14 +84,14 @@ class ChunkDataset:
     ) -> None:
         if not sources:
             raise ValueError("no datasets: give at least one")
-        each = cache_dir if isinstance(cache_dir, list | tuple) else [cache_dir] * len(sources)
-        places = [None if place is None else Path(place) for place in each]
+        if cache_dir is None or isinstance(cache_dir, str | Path):
+            cache_dir = [None if cache_dir is None else Path(cache_dir)] * len(sources)
         _check_sizes(sources, spec, action_normalizer, state_normalizer)
         self.sources, self.spec, self.prepare, self.grounding = tuple(sources), spec, prepare, grounding
         self.chunk_len = spec.chunk_len if chunk_len is None else chunk_len
         self._parts = [
             _Part(source, action_normalizer, state_normalizer, self.chunk_len, grounding, landmarks, parity, place)
-            for source, place in zip(sources, places, strict=True)
+            for source, place in zip(sources, cache_dir, strict=True)
         ]
         self._ends = np.cumsum([part.num_samples for part in self._parts])
         if not self._ends[-1]:
@@ -99,7 +99,7 @@ class ChunkDataset:
         self._frames: list[Rows | None] = [None] * len(sources)
         if cache != "none":
             self._frames = [
-                frame_cache.prepared(source, spec.cameras, prepare, cache, place) for source, place in zip(sources, places, strict=True)
+                frame_cache.prepared(source, spec.cameras, prepare, cache, place) for source, place in zip(sources, cache_dir, strict=True)
             ]
 
     def __len__(self) -> int:
