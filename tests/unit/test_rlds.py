@@ -290,7 +290,7 @@ def test_a_missing_shard_is_named(version):
     assert len(skipped) == 1
     shutil.rmtree(version.parent.parent / ".cache")
     shard(version, 0).unlink()
-    with pytest.raises(ValueError, match=r"is empty: 0 episodes(.|\n)*skipped .*00000-of-00002(.|\n)*skipped .*00001-of"):
+    with pytest.raises(ValueError, match=r"is empty: 0 episodes.*2 were skipped, the first: .*00000-of-00002"):
         open_source(version, ReadOptions(skip_bad=True))
 
 

@@ -29,13 +29,17 @@ except ImportError:
 MAX_OPEN = 32
 """Files kept open per process."""
 
+MAX_ARRAYS = 1024
+"""Arrays kept at hand of each of them."""
+
 MAX_BYTES = 1 << 30
 """Of one small array of an episode, of one row, of one compressed block: a header that claims more is damage, or an attack on memory."""
 
 SUFFIXES = (".hdf5", ".h5")
 
 _DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError)  # all that h5py raises for it
-_files: "OrderedDict[str, tuple[tuple[int, ...], h5py.File]]" = OrderedDict()  # path -> (state when it was opened, file)
+_Open = tuple[tuple[int, ...], h5py.File, dict[str, h5py.Dataset]]
+_files: "OrderedDict[str, _Open]" = OrderedDict()  # path -> (state when it was opened, file, arrays of it that were used)
 _lock = threading.Lock()
 
 
@@ -65,16 +69,21 @@ def contents(paths: Sequence[Path]) -> frozenset[str] | None:
 
 def open_file(path: Path) -> h5py.File:
     """The file, open for reading; keep the result for as long as anything of it is used. Raises ValueError saying what is wrong."""
-    key, state = str(path), _state(path)
-    with _lock:
-        if key in _files and _files[key][0] != state:
-            del _files[key]  # recorded again since
-        if key not in _files:
-            _files[key] = state, _open(path)
-            while len(_files) > MAX_OPEN:
-                _files.popitem(last=False)  # not closed: another thread may still read; it closes when nobody holds it
-        _files.move_to_end(key)
-        return _files[key][1]
+    return _entry(path)[1]
+
+
+def open_array(path: Path, key: str, where: str) -> h5py.Dataset:
+    """The array `key` of a file. Finding it costs more than reading a picture, so it stays at hand as long as the file does.
+
+    Raises ValueError naming `where` when there is none.
+    """
+    _, file, arrays = _entry(path)
+    found = arrays.get(key)
+    if found is None:
+        if len(arrays) >= MAX_ARRAYS:
+            arrays.clear()
+        found = arrays[key] = dataset(file, key, where)
+    return found
 
 
 @contextmanager
@@ -161,6 +170,19 @@ def damage_named(where: str) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         raise ValueError(f"{where}: damaged ({_reason(error)}); copy or record the file again") from None
+
+
+def _entry(path: Path) -> _Open:
+    key, state = str(path), _state(path)
+    with _lock:
+        if key in _files and _files[key][0] != state:
+            del _files[key]  # recorded again since
+        if key not in _files:
+            _files[key] = state, _open(path), {}
+            while len(_files) > MAX_OPEN:
+                _files.popitem(last=False)  # not closed: another thread may still read; it closes when nobody holds it
+        _files.move_to_end(key)
+        return _files[key]
 
 
 def _state(path: Path) -> tuple[int, ...]:

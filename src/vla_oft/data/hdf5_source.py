@@ -120,8 +120,7 @@ class Hdf5Source:
 
     def _array(self, episode: int, key: str) -> Any:
         entry, where = self._episodes[episode], self._where(episode)
-        file = hdf5.open_file(self.path / entry.file)
-        array = hdf5.dataset(file, f"{entry.group}/{key}", where)
+        array = hdf5.open_array(self.path / entry.file, f"{entry.group}/{key}", where)
         if not array.shape or array.shape[0] != entry.length:
             raise ValueError(f"{where}: the file has changed since it was opened; open the dataset again")
         return array

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from vla_oft.data.clips import Clip, ClipFile
 
-ROWS_PER_GROUP, GROUP_BYTES = 4096, 4 * 2**20
+ROWS_PER_GROUP, GROUP_BYTES = 4096, 2**20
 MEGABYTE = 2**20
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
