@@ -195,7 +195,8 @@ def _state(path: Path) -> tuple[int, ...]:
 
 def _open(path: Path) -> h5py.File:
     try:
-        return h5py.File(path, "r", locking="best-effort")
+        # no cache of blocks: one for each array that is kept at hand would add up, and steps of one block are read together anyway
+        return h5py.File(path, "r", locking="best-effort", rdcc_nbytes=0)
     except FileNotFoundError:
         raise ValueError(f"{path}: the file is missing; copy the dataset again") from None
     except PermissionError:
