@@ -210,3 +210,12 @@ def test_scenes_cannot_be_replayed(calm):
     source.kind = "scenes"
     with pytest.raises(ValueError, match="there is nothing to replay"):
         replay(source, ReplayConfig())
+
+
+def test_every_filter_of_episodes_counts(tmp_path):
+    with LeRobotWriter(tmp_path / "set", robot.SPEC) as writer:
+        for label in ("touch it", " ", "touch it"):
+            images = {camera: np.zeros((4, 16, 16, 3), np.uint8) for camera in robot.SPEC.cameras}
+            states, actions = np.zeros((4, 8), np.float32), np.zeros((4, 7), np.float32)
+            writer.append_episode(Episode(images=images, states=states, actions=actions, instructions=label))
+    assert which_episodes(open_source(tmp_path / "set"), Filters(drop_unlabelled=True)) == (0, 2)

@@ -90,7 +90,7 @@ def run(request: DataRequest, quiet: bool = False, open_own: Callable[[], Source
     facts = environment(torch.device("cpu"))
     document = {
         "benchmark": "data",
-        "request": {name: str(value) for name, value in vars(request).items()},
+        "request": {name: str(value) for name, value in vars(request).items() if name not in ("path", "keep", "out")},
         "rows": [dataclasses.asdict(row) for row in rows],
         "environment": facts,
         "failures": 0,

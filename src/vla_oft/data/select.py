@@ -117,7 +117,7 @@ def _need_success(source: Source, episode: int) -> bool:
     verdict = succeeded(source, episode)
     if verdict is None:
         raise ValueError(
-            f"dataset {source.path} does not say which episodes failed (none of {', '.join((*SUCCESS, *REWARD))}): "
+            f"dataset {source.path} does not say which episodes failed (no {', '.join(SUCCESS)}; no {', '.join(REWARD)} of only 0 and 1): "
             "leave drop_failed off, or name the good ones with episodes"
         )
     return verdict

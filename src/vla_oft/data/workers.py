@@ -5,7 +5,7 @@ worker   slot 0 [images | actions | ...]   slot 1 [ ... ]        anonymous memor
 parent   arrays that lie in slot 0;  when the last of them is gone, "slot 0 is free" travels with the next request
 
 Why not torch's DataLoader: it makes new shared memory for every tensor, and the page faults of both sides cost as much as decoding a JPEG
-(measured: benchmarks/data.md). Here a batch is written once, and not copied at all where the fetching code allocates with the `Allocate`
+(measured: LOG.md). Here a batch is written once, and not copied at all where the fetching code allocates with the `Allocate`
 that it is given.
 """
 

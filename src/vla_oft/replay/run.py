@@ -16,7 +16,7 @@ import numpy as np
 from vla_oft.atomic import atomic_directory, replace_file, require_empty
 from vla_oft.data.adapt import for_robot
 from vla_oft.data.base import Source
-from vla_oft.data.select import Filters, episode_range, succeeded
+from vla_oft.data.select import Filters, episode_numbers
 from vla_oft.evaluate.suite import resolve
 from vla_oft.evaluate.versions import versions
 from vla_oft.progress import progress
@@ -59,10 +59,7 @@ def which_episodes(source: Source, filters: Filters) -> tuple[int, ...]:
     """The numbers of the episodes that `filters` leave. Raises ValueError for filters that leave out steps: a replay needs them all."""
     if filters.drop_noops or filters.every > 1:
         raise ValueError("a replay needs every step that was recorded: leave drop_noops and every out")
-    if filters.drop_failed and succeeded(source, 0) is None:
-        raise ValueError(f"dataset {source.path} does not say which episodes failed: name the good ones with episodes")
-    chosen = range(len(source)) if filters.episodes is None else episode_range(filters.episodes, len(source)).tolist()
-    left = tuple(episode for episode in chosen if not filters.drop_failed or succeeded(source, episode))
+    left = tuple(episode_numbers(source, filters).tolist())
     if not left:
         raise ValueError(f"dataset {source.path}: nothing is left of {len(source)} episodes after {filters}; loosen the filters")
     return left
