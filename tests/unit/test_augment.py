@@ -10,6 +10,7 @@ import torch
 from vla_oft import images as reference
 from vla_oft.data import augment_reference
 from vla_oft.data.augment import AugmentConfig, augment, crop_resize, sample_parameters
+from vla_oft.data.random_numbers import Draws, seeds_of
 
 METHODS = ["fast", "reference"]
 PLAIN = AugmentConfig(crop_area=1.0, brightness=0, contrast=0, saturation=0, hue=0)
@@ -26,7 +27,8 @@ def only(**changes) -> AugmentConfig:
 
 
 def run(images: torch.Tensor, config: AugmentConfig, seed: int = 0, masks: torch.Tensor | None = None):
-    return augment(images, config, torch.Generator().manual_seed(seed), masks)
+    count = images[..., 0, 0, 0].numel()
+    return augment(images, config, Draws(seeds_of(seed, np.arange(count))), masks)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -127,7 +129,7 @@ def given(**changes: float) -> augment_reference.Parameters:
 
 
 def test_the_references_parameters_have_their_ranges_and_its_diagonal_crops():
-    drawn = sample_parameters(4000, AugmentConfig(), torch.Generator().manual_seed(0))
+    drawn = sample_parameters(AugmentConfig(), Draws(seeds_of(0, np.arange(4000))))
     assert drawn.boxes is not None
     top, left, bottom, right = drawn.boxes.unbind(1)
     assert torch.equal(top, left) and torch.equal(bottom, right), "one seed for both"
@@ -141,7 +143,7 @@ def test_the_references_parameters_have_their_ranges_and_its_diagonal_crops():
     ):
         span = high - low
         assert low <= values.min() < low + 0.01 * span and high - 0.01 * span < values.max() <= high
-    assert sample_parameters(3, PLAIN, torch.Generator()).boxes is None
+    assert sample_parameters(PLAIN, Draws(seeds_of(0, np.arange(3)))).boxes is None
 
 
 @pytest.mark.parametrize(("saturation", "hue"), [(0.3, 0.0), (1.9, 0.0), (1.0, 0.05), (1.0, -0.4), (1.2, 0.9)])
@@ -176,8 +178,26 @@ def test_the_references_random_crop_that_falls_on_the_centre_is_its_central_crop
 
 def test_an_image_is_augmented_alike_in_any_batch():
     images = photos(5, 160)  # more than fit into one group
-    drawn = sample_parameters(5, AugmentConfig(), torch.Generator().manual_seed(0))
+    drawn = sample_parameters(AugmentConfig(), Draws(seeds_of(0, np.arange(5))))
     whole = augment_reference.augment(images, drawn)
     for i in range(5):
         single = augment_reference.Parameters(**{f.name: getattr(drawn, f.name)[i : i + 1] for f in dataclasses.fields(drawn)})
         assert torch.equal(augment_reference.augment(images[i : i + 1], single)[0], whole[i])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sample_is_augmented_alike_in_any_batch_and_its_cameras_differ(method):
+    images = photos(1).expand(6, 2, 32, 32, 3)
+    seeds = seeds_of(7, np.arange(6))
+    whole, _ = augment(images, AugmentConfig(method=method), Draws(seeds, 2))
+    part, _ = augment(images[3:5], AugmentConfig(method=method), Draws(seeds[3:5], 2))
+    assert torch.equal(whole[3:5], part)
+    assert len({image.numpy().tobytes() for image in whole.flatten(0, 1)}) == 12
+
+
+def test_draws_are_uniform_and_independent():
+    numbers = Draws(seeds_of(0, np.arange(20_000)), 2).uniform(3).numpy()
+    assert numbers.min() >= 0 and numbers.max() < 1
+    np.testing.assert_allclose(np.histogram(numbers, 16, (0, 1))[0] / numbers.size, 1 / 16, atol=1.5e-3)
+    neighbours = np.concatenate([numbers[:-1], numbers[1:]], axis=1)  # of both cameras, of samples in a row
+    assert np.abs(np.corrcoef(neighbours.T) - np.eye(6))[np.triu_indices(6, 1)].max() < 0.02

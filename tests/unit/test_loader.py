@@ -54,7 +54,7 @@ def taken(loader: BatchLoader[Samples], count: int) -> list[Samples]:
 def same(first: Samples, second: Samples) -> bool:
     arrays = ("images", "state", "actions", "valid", "grounding", "indices")
     equal = all(np.array_equal(getattr(first, name), getattr(second, name)) for name in arrays)
-    return equal and first.instructions == second.instructions and first.seed == second.seed
+    return equal and first.instructions == second.instructions and np.array_equal(first.seeds, second.seeds)
 
 
 def test_a_sample_is_one_step_and_the_chunk_that_follows(source):
@@ -132,7 +132,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(source, tmp_path, cache)
     order = MixtureOrder(data.sizes, seed=3)
     inline, parallel = (taken(BatchLoader(data, order, 7, keep, num_workers=n), 10) for n in (0, 2))
     assert all(same(a, b) for a, b in zip(inline, parallel, strict=True))
-    assert len({batch.seed for batch in inline}) == 10
+    assert len({seed for batch in inline for seed in batch.seeds.tolist()}) == 10 * 7
 
 
 def test_training_resumes_where_it_stopped(source):
@@ -149,6 +149,20 @@ def test_training_resumes_where_it_stopped(source):
         BatchLoader(data, MixtureOrder(data.sizes, seed=4), 8, keep).load_state_dict(state)
 
 
+def test_runs_of_neighbours_are_not_cut_and_not_resumed_as_something_else(source):
+    data = dataset(source, cache="ram")
+    loader = BatchLoader(data, MixtureOrder(data.sizes, seed=3, neighbours=2), 6, keep)
+    first = taken(loader, 2)
+    assert all((np.diff(batch.indices.reshape(3, 2)) % len(data) == 1).all() for batch in first)
+    resumed = BatchLoader(data, MixtureOrder(data.sizes, seed=3, neighbours=2), 6, keep)
+    resumed.load_state_dict(loader.state_dict())
+    assert same(taken(loader, 1)[0], taken(resumed, 1)[0])
+    with pytest.raises(ValueError, match="cannot resume: the loader's order was 2 with 2 neighbours, now it is 2;"):
+        BatchLoader(data, MixtureOrder(data.sizes, seed=3), 6, keep).load_state_dict(loader.state_dict())
+    with pytest.raises(ValueError, match="batch_size=7 would cut runs of neighbours=2: use a multiple of it"):
+        BatchLoader(data, MixtureOrder(data.sizes, seed=3, neighbours=2), 7, keep)
+
+
 def test_ranks_share_one_order(source):
     data = dataset(source, cache="ram")
     order = MixtureOrder(data.sizes, seed=0)
@@ -156,7 +170,7 @@ def test_ranks_share_one_order(source):
     ranks = [taken(BatchLoader(data, order, 4, keep, rank=rank, world_size=2), 3) for rank in (0, 1)]
     for step in range(3):
         np.testing.assert_array_equal(np.stack([ranks[0][step].indices, ranks[1][step].indices], 1).reshape(-1), alone[step].indices)
-    assert ranks[0][0].seed != ranks[1][0].seed
+    assert not set(ranks[0][0].seeds.tolist()) & set(ranks[1][0].seeds.tolist())
 
 
 def test_every_sample_comes_once_per_epoch():

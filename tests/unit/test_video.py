@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 
+from vla_oft.data import packets
 from vla_oft.data.clips import encode_clip
 from vla_oft.data.video import num_frames, read_frames
 
@@ -19,6 +20,7 @@ CODECS = {
     "h264 one keyframe": ("libx264", {"x264-params": "keyint=250:scenecut=0:bframes=3"}, 250, 3),
     "hevc open gop": ("libx265", {"x265-params": "keyint=12:min-keyint=12:scenecut=0:bframes=3:open-gop=1:log-level=none"}, 12, 3),
     "av1": ("libsvtav1", {"crf": "30", "preset": "12", "g": "2"}, 2, None),
+    "av1 pyramid": ("libsvtav1", {"crf": "30", "preset": "8", "g": "10"}, 10, None),
 }
 
 
@@ -180,6 +182,69 @@ def test_video_is_read_after_a_fork(tmp_path):
         os._exit(0 if [bar(f) for f in read_frames(path, [9, 1], FPS)] == [9, 1] else 1)
     widths = [bar(f) for f in read_frames(path, [4, 11], FPS)]
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 and widths == [4, 11]
+
+
+@pytest.mark.parametrize(
+    "codecs", [("h264", "h264"), ("h264", "h264 with b-frames"), ("av1", "av1"), ("h264 one keyframe", "hevc open gop")]
+)
+def test_files_read_in_turns_do_not_disturb_each_other(tmp_path, codecs):
+    paths = [record(tmp_path / f"{number}.mp4", codec, range(3 * number, 48)) for number, codec in enumerate(codecs * 3)]
+    whole = [decoded(path) for path in paths]
+    rng = np.random.default_rng(0)
+    for number in rng.integers(0, len(paths), 150):
+        step = int(rng.integers(len(whole[number])))
+        np.testing.assert_array_equal(read_frames(paths[number], [step], FPS)[0], whole[number][step])
+    for step in range(33):  # side by side, in order
+        for path, frames in zip(paths, whole, strict=True):
+            np.testing.assert_array_equal(read_frames(path, [step], FPS)[0], frames[step])
+
+
+def test_each_file_keeps_its_colours(tmp_path):
+    """Two files that differ in nothing but how colours are to be understood."""
+    paths = []
+    for number, (matrix, full) in enumerate([(1, 1), (5, 1), (5, 2)]):  # BT.709 and BT.601, small and full range
+        paths.append(tmp_path / f"{number}.mp4")
+        with av.open(str(paths[-1]), "w") as container:
+            stream = container.add_stream("libx264", rate=10, options={"crf": "18"})
+            stream.width, stream.height, stream.pix_fmt, stream.gop_size, stream.max_b_frames = 64, 64, "yuv420p", 1, 0
+            stream.codec_context.colorspace, stream.codec_context.color_range = matrix, full
+            for step in range(6):
+                image = np.zeros((64, 64, 3), np.uint8)
+                image[:, :, step % 3] = 200
+                picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+                picture.pts, picture.time_base = step, Fraction(1, 10)
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode())
+    whole = [decoded(path) for path in paths]
+    assert len({frames.tobytes() for frames in whole}) > 1
+    for step in (3, 0, 5, 1):
+        for path, frames in zip(paths, whole, strict=True):
+            np.testing.assert_array_equal(read_frames(path, [step], 10)[0], frames[step])
+
+
+def test_frames_are_read_by_packet_where_they_are_stored_in_order(tmp_path):
+    for codec, in_order in (("h264", True), ("av1", True), ("h264 with b-frames", False)):
+        path = record(tmp_path / f"{codec}.mp4", codec)
+        with av.open(str(path)) as container:
+            track = packets.Track.of(container, str(path), (codec,), 100.0)
+        assert (track is not None) == in_order
+        if track is not None:
+            found = packets.frame(track, 1.7)
+            assert found is not None and bar(found.to_ndarray()) == 17 and packets.frame(track, 1.75) is None
+
+
+@pytest.mark.parametrize("keyint", [1, 16, 48])
+def test_frames_in_order_are_decoded_once_each(tmp_path, monkeypatch, keyint):
+    paths = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    for path in paths:
+        path.write_bytes(encode_clip([frame(step) for step in range(48)], FPS, keyint=keyint).data)
+    decoded_packets: list[int] = []
+    decode = packets._Decoder._decode
+    monkeypatch.setattr(packets._Decoder, "_decode", lambda self, *given, **how: decoded_packets.append(0) or decode(self, *given, **how))
+    for start in (0, 16, 32):  # two cameras in blocks, as an episode is decoded
+        for path in paths:
+            assert [bar(image) for image in read_frames(path, range(start, start + 16), FPS)[4:12]] == list(range(start + 4, start + 12))
+    assert len(decoded_packets) == 2 * 48
 
 
 def test_frames_at_starts_of_episodes_are_keyframes(tmp_path):

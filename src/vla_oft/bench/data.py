@@ -1,7 +1,9 @@
 """How fast demonstrations are read, beside how fast the decoder alone is: `vla-oft bench data`.
 
-    raw        the decoder and nothing else: simplejpeg or Pillow on frames in memory, PyAV from the start of each file to its end
+    raw        the decoder and nothing else: simplejpeg or FFmpeg on frames in memory, PyAV from the start of each video to its end
+    random     the decoder alone on random frames: of video it has to decode from the keyframe on
     loader     what training gets: random samples of all cameras, prepared, in batches, from that many processes (0: one thread)
+    runs       the same where `random` is far below `raw`, with samples drawn in runs of neighbours (`MixtureOrder`)
     cached     the same with frames decoded once and kept on the disk
 
 Made-up demonstrations (`bench.demonstrations`) make formats comparable; a dataset of one's own can be measured instead.
@@ -25,6 +27,10 @@ from vla_oft.bench.environment import environment
 from vla_oft.bench.report import Table, markdown, percent, print_table, show
 from vla_oft.bench.rows import note
 from vla_oft.data.base import ReadOptions, Source, open_source
+from vla_oft.data.frames import Caching
+
+FAR_BELOW = 0.8
+"""Where random frames come at less than this share of the rate of frames in order, runs of neighbours are measured, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,7 @@ class DataRequest:
 
     path: a dataset; None for made-up ones of `kinds`. workers: numbers of worker processes. size: pixels of the prepared images.
     camera_size: pixels of the made-up frames. seconds: for each rate. keep: folder for the made-up datasets, kept for the next time.
+    skip_bad: pass over frames of `path` that cannot be decoded, and list them. neighbours: samples in each of the runs.
     """
 
     path: Path | None = None
@@ -46,6 +53,8 @@ class DataRequest:
     cached: bool = True
     keep: Path | None = None
     out: Path | None = None
+    skip_bad: bool = False
+    neighbours: int = 4
 
     def __post_init__(self) -> None:
         if not self.workers or min(self.workers) < 0:
@@ -56,13 +65,20 @@ class DataRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRow:
-    """One dataset at one number of workers. Rates in frames a second; ratio: loader over raw; open_s: opening it for the first time."""
+    """One dataset at one number of workers. Rates in frames a second; open_s: opening it for the first time.
+
+    ratio, runs_ratio: loader and runs over raw; random_ratio: loader over random.
+    """
 
     kind: str
     workers: int
     raw: float | None
+    random: float | None
     loader: float
     ratio: float | None
+    random_ratio: float | None
+    runs: float | None
+    runs_ratio: float | None
     cached: float | None
     samples: float
     rss_early_mb: float
@@ -114,43 +130,64 @@ def _options(kind: str, scratch: Path) -> ReadOptions:
 def _measure(
     request: DataRequest, kind: str, folder: Path, opened: Callable[[], Source], decode: data_rates.Decode | None, scratch: Path
 ) -> list[DataRow]:
-    rows = []
     start = time.perf_counter()
     source = opened()
     open_s = time.perf_counter() - start
     num_bytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    for workers in request.workers:
-        raw = None if decode is None else data_rates.decoder_rate(decode, workers, request.seconds)
-        rates = [
-            data_rates.loader_rate(
-                source,
-                size=request.size,
-                workers=workers,
-                batch_size=request.batch_size,
-                seconds=request.seconds,
-                cache=cache,
-                cache_dir=scratch,
-            )
-            for cache in (("none", "disk") if request.cached else ("none",))
-        ]
-        rate = rates[0]
-        note(f"{kind}, {workers} workers: loader {rate.frames_per_s:.0f} frames/s" + ("" if raw is None else f", raw {raw:.0f}"))
-        rows.append(
-            DataRow(
-                kind=kind,
-                workers=workers,
-                raw=raw,
-                loader=rate.frames_per_s,
-                ratio=None if raw is None else rate.frames_per_s / raw,
-                cached=rates[1].frames_per_s if len(rates) > 1 else None,
-                samples=rate.samples_per_s,
-                rss_early_mb=rate.rss_mb[0],
-                rss_end_mb=rate.rss_mb[1],
-                open_s=open_s,
-                bytes_per_frame=num_bytes / (int(source.lengths.sum()) * len(source.cameras)),
-            )
+    bytes_per_frame = num_bytes / (int(source.lengths.sum()) * len(source.cameras))
+    at_random = None if decode is None else data_rates.random_decoder(kind, folder) or decode
+    return [_row(request, kind, source, workers, decode, at_random, scratch, open_s, bytes_per_frame) for workers in request.workers]
+
+
+def _row(
+    request: DataRequest,
+    kind: str,
+    source: Source,
+    workers: int,
+    decode: data_rates.Decode | None,
+    at_random: data_rates.Decode | None,
+    scratch: Path,
+    open_s: float,
+    bytes_per_frame: float,
+) -> DataRow:
+    def loader(cache: Caching = "none", neighbours: int = 1) -> data_rates.LoaderRate:
+        return data_rates.loader_rate(
+            source,
+            size=request.size,
+            workers=workers,
+            batch_size=request.batch_size,
+            seconds=request.seconds,
+            cache=cache,
+            cache_dir=scratch,
+            skip_bad=request.skip_bad,
+            neighbours=neighbours,
         )
-    return rows
+
+    raw, random = (None if d is None else data_rates.decoder_rate(d, workers, request.seconds) for d in (decode, at_random))
+    rate = loader()
+    slow = raw is not None and random is not None and random < FAR_BELOW * raw
+    runs = loader(neighbours=request.neighbours).frames_per_s if slow else None
+    note(f"{kind}, {workers} workers: loader {rate.frames_per_s:.0f} frames/s" + ("" if raw is None else f", raw {raw:.0f}"))
+    return DataRow(
+        kind=kind,
+        workers=workers,
+        raw=raw,
+        random=random,
+        loader=rate.frames_per_s,
+        ratio=None if raw is None else rate.frames_per_s / raw,
+        random_ratio=None if random is None else rate.frames_per_s / random,
+        runs=runs,
+        runs_ratio=None if runs is None or raw is None else runs / raw,
+        cached=loader("disk").frames_per_s if request.cached else None,
+        samples=rate.samples_per_s,
+        rss_early_mb=rate.rss_mb[0],
+        rss_end_mb=rate.rss_mb[1],
+        open_s=open_s,
+        bytes_per_frame=bytes_per_frame,
+    )
+
+
+_RATES = ("raw", "random", "loader", "loader / raw", "loader / random", "runs", "runs / raw", "cached")
 
 
 def _table(request: DataRequest, rows: list[DataRow], facts: dict[str, Any]) -> Table:
@@ -158,13 +195,17 @@ def _table(request: DataRequest, rows: list[DataRow], facts: dict[str, Any]) -> 
     pixels = f"{request.camera_size} to {request.size}" if request.path is None else f"to {request.size}"
     return Table(
         title=f"Reading {made}, {pixels} pixels, {facts.get('cpu', 'unknown CPU')}: frames a second",
-        columns=("dataset, workers", "raw", "loader", "loader / raw", "cached", "memory MB", "at the end", "open s", "kB a frame"),
+        columns=("dataset, workers", *_RATES, "memory MB", "at the end", "open s", "kB a frame"),
         rows=[
             (
                 f"{row.kind}, {row.workers}",
                 show(row.raw),
+                show(row.random),
                 show(row.loader),
                 percent(row.ratio),
+                percent(row.random_ratio),
+                show(row.runs),
+                percent(row.runs_ratio),
                 show(row.cached),
                 f"{row.rss_early_mb:.0f}",
                 f"{row.rss_end_mb:.0f}",
@@ -174,8 +215,10 @@ def _table(request: DataRequest, rows: list[DataRow], facts: dict[str, Any]) -> 
             for row in rows
         ],
         notes=[
-            "raw: the decoder alone (simplejpeg, Pillow for PNG, PyAV in order), in as many processes; loader: random samples, prepared, "
-            f"in batches of {request.batch_size}; cached: the same, frames decoded once and kept on the disk",
+            "raw: the decoder alone (simplejpeg, FFmpeg for PNG, PyAV in order), in as many processes; random: the decoder alone on random "
+            "frames, which of video means from the keyframe on; loader: random samples, prepared, "
+            f"in batches of {request.batch_size}; runs: the same, drawn in runs of {request.neighbours} neighbours, where random is below "
+            f"{FAR_BELOW:.0%} of raw; cached: frames decoded once and kept on the disk",
             "0 workers: one background thread. Memory: all processes, shared pages counted once, after a tenth of the time and at the end",
             ", ".join(f"{name} {value}" for name, value in facts.items()),
         ],

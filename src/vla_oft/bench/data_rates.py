@@ -3,7 +3,6 @@
 Each rate is measured for a fixed time after a warm-up, in as many processes as the loader has workers, so that both have the same cores.
 """
 
-import io
 import itertools
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from vla_oft.bench import demonstrations
+from vla_oft.data import png
 from vla_oft.data.base import Source
 from vla_oft.data.chunks import Caching, ChunkDataset, Samples
 from vla_oft.data.loader import BatchLoader
@@ -31,6 +31,9 @@ CHUNK_LEN = 8
 WARMUP_BATCHES = 4
 IN_MEMORY = 256
 """Encoded frames that the decoder alone goes through again and again."""
+
+FEW_VIDEOS = 4
+"""Of so many, as many frames each, for random order."""
 
 Decode = Callable[[], Iterator[int]]
 """One round of decoding; yields the number of frames done since the last time."""
@@ -52,11 +55,18 @@ def raw_decoder(kind: str, folder: Path, shape: demonstrations.Shape) -> Decode:
         return partial(_decode_videos, sorted(folder.rglob("*.mp4")))
     if kind == "libero_hdf5":
         return partial(_read_hdf5, next(folder.glob("*.hdf5")))
+    if kind == "lerobot-images":
+        return partial(_decode_png, _stored_pngs(next(folder.rglob("data/**/*.parquet"))))
     first = next(demonstrations.demonstrations(shape))
     frames = list(itertools.islice(itertools.chain.from_iterable(first.frames.values()), IN_MEMORY))
-    if kind == "lerobot-images":
-        return partial(_decode_png, [_png(frame) for frame in frames])
     return partial(_decode_jpeg, [demonstrations.jpeg(frame) for frame in frames])
+
+
+def random_decoder(kind: str, folder: Path) -> Decode | None:
+    """The same for frames in random order; None where the order makes no difference: every frame is a picture of its own."""
+    if kind.startswith("lerobot") and kind != "lerobot-images":
+        return partial(_decode_videos_at_random, sorted(folder.rglob("*.mp4"))[:FEW_VIDEOS])
+    return None
 
 
 def decoder_rate(decode: Decode, processes: int, seconds: float) -> float:
@@ -69,9 +79,18 @@ def decoder_rate(decode: Decode, processes: int, seconds: float) -> float:
 
 
 def loader_rate(
-    source: Source, *, size: int, workers: int, batch_size: int, seconds: float, cache: Caching, cache_dir: Path | None
+    source: Source,
+    *,
+    size: int,
+    workers: int,
+    batch_size: int,
+    seconds: float,
+    cache: Caching,
+    cache_dir: Path | None,
+    skip_bad: bool = False,
+    neighbours: int = 1,
 ) -> LoaderRate:
-    """Random samples of all cameras of `source`, resized to `size`, in batches, as training reads them."""
+    """Random samples of all cameras of `source`, or random runs of neighbours, resized to `size`, in batches, as training reads them."""
     start = time.perf_counter()
     dataset = ChunkDataset(
         [source],
@@ -81,8 +100,9 @@ def loader_rate(
         state_normalizer=unchanged(source.state_dim) if source.state_dim else None,
         cache=cache,
         cache_dir=cache_dir,
+        skip_bad=skip_bad,
     )
-    loader = BatchLoader(dataset, MixtureOrder(dataset.sizes, seed=0), batch_size, share, num_workers=workers)
+    loader = BatchLoader(dataset, MixtureOrder(dataset.sizes, seed=0, neighbours=neighbours), batch_size, share, num_workers=workers)
     batches = iter(loader)
     for _ in range(max(WARMUP_BATCHES, 2 * workers)):
         next(batches)
@@ -138,10 +158,10 @@ def _decode_jpeg(encoded: Sequence[bytes]) -> Iterator[int]:
 
 
 def _decode_png(encoded: Sequence[bytes]) -> Iterator[int]:
-    from PIL import Image
-
     for data in encoded:
-        np.asarray(Image.open(io.BytesIO(data)))
+        frame = png.decode_rgb(data)
+        assert frame is not None
+        frame.to_ndarray()
         yield 1
 
 
@@ -158,6 +178,34 @@ def _decode_videos(paths: Sequence[Path]) -> Iterator[int]:
                 yield 1
 
 
+def _decode_videos_at_random(paths: Sequence[Path]) -> Iterator[int]:
+    """Each frame from the keyframe before it on, out of packets that lie in memory: what no reader of random frames can do without."""
+    import av
+    from av.video.reformatter import VideoReformatter
+
+    converter, films = VideoReformatter(), []
+    for path in paths:
+        container = av.open(str(path))  # stays open: its decoder is used
+        container.streams.video[0].codec_context.thread_count = 1
+        packets = [(bytes(p), p.is_keyframe) for p in itertools.islice(container.demux(video=0), IN_MEMORY) if p.size]
+        films.append((container, container.streams.video[0].codec_context, packets))
+    rng = np.random.default_rng(0)
+    for _ in range(IN_MEMORY):
+        _, decoder, packets = films[rng.integers(len(films))]
+        wanted = int(rng.integers(len(packets)))
+        first = next(number for number in range(wanted, -1, -1) if packets[number][1])
+        decoder.flush_buffers()
+        frames: list[av.VideoFrame] = []
+        for data, is_keyframe in packets[first : wanted + 1]:
+            packet = av.Packet(data)
+            packet.is_keyframe = is_keyframe
+            frames = decoder.decode(packet)  # type: ignore[assignment]
+        converter.reformat(frames[-1], format="rgb24", threads=1).to_ndarray()
+        yield 1
+    for container, *_ in films:
+        container.close()
+
+
 def _read_hdf5(path: Path) -> Iterator[int]:
     import h5py
 
@@ -170,12 +218,14 @@ def _read_hdf5(path: Path) -> Iterator[int]:
                     yield 1
 
 
-def _png(frame: np.ndarray) -> bytes:
-    from PIL import Image
+def _stored_pngs(path: Path) -> list[bytes]:
+    """The pictures themselves: how hard a PNG is to decode depends on who compressed it."""
+    import pyarrow.parquet as pq
 
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "PNG")
-    return buffer.getvalue()
+    file = pq.ParquetFile(path)
+    name = next(name for name in file.schema_arrow.names if name.startswith("observation.images."))
+    rows = itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in file.iter_batches(16, columns=[name]))
+    return [row["bytes"] for row in itertools.islice(rows, IN_MEMORY)]
 
 
 def robot_of(source: Source) -> RobotSpec:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vla_oft.data import augment_reference
+from vla_oft.data.random_numbers import Draws
 
 _LUMA = (0.299, 0.587, 0.114)
 _RGB_TO_YIQ = (_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
@@ -50,20 +51,20 @@ class AugmentConfig:
             raise ValueError(f"the reference has no shift: shift={self.shift} needs method='fast'")
 
 
-def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator, masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def augment(images: Tensor, config: AugmentConfig, draws: Draws, masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Augment images (..., H, W, 3), uint8 or float in 0..255, each on its own; same shape and dtype.
 
     masks (..., C, P, P), one stack for each image (grounding), are cropped along, same dtype; None stays None.
-    generator: on the CPU, whatever the images' device, so that a seed means the same everywhere.
+    draws: for as many images; the same on every device.
     """
     flat = images.reshape(-1, *images.shape[-3:])
     if config.method == "reference":
-        parameters = sample_parameters(len(flat), config, generator, images.device)
+        parameters = sample_parameters(config, draws, images.device)
         if masks is not None and parameters.boxes is not None:
             masks = crop_masks(masks, corner_aligned(parameters.boxes, *flat.shape[1:3]))
         return augment_reference.augment(flat, parameters).reshape(images.shape), masks
-    boxes = sample_boxes(len(flat), config, generator).to(images.device)
-    brightness, contrast, matrix = (p.to(images.device) for p in sample_colours(len(flat), config, generator))
+    boxes = _sent(sample_boxes(config, draws), images.device)
+    brightness, contrast, matrix = (_sent(p, images.device) for p in sample_colours(config, draws))
     pixels = flat.permute(0, 3, 1, 2).contiguous().float()  # moving bytes is cheaper than moving floats
     if config.crop_area < 1 or config.shift:
         pixels = crop_resize(pixels, boxes)
@@ -76,16 +77,14 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator, m
     return torch.stack(pixels.unbind(1), dim=-1).reshape(images.shape), masks
 
 
-def sample_parameters(
-    count: int, config: AugmentConfig, generator: torch.Generator, device: torch.device | str = "cpu"
-) -> augment_reference.Parameters:
-    """Random parameters of the reference's operations for `count` images."""
+def sample_parameters(config: AugmentConfig, draws: Draws, device: torch.device | str = "cpu") -> augment_reference.Parameters:
+    """Random parameters of the reference's operations for every image."""
     boxes = None
     if config.crop_area < 1:
         side = torch.tensor(config.crop_area).sqrt()
-        corner = torch.rand(count, 1, generator=generator) * (1 - side)  # one number for top and left, as in the reference
+        corner = draws.uniform(1) * (1 - side)  # one number for top and left, as in the reference
         boxes = torch.cat([corner, corner, corner + side, corner + side], dim=1).to(device)
-    brightness, contrast, saturation, hue = (2 * torch.rand(4, count, generator=generator) - 1).to(device)
+    brightness, contrast, saturation, hue = (2 * draws.uniform(4).T - 1).to(device)
     return augment_reference.Parameters(
         boxes=boxes,
         brightness=config.brightness * brightness,
@@ -95,17 +94,18 @@ def sample_parameters(
     )
 
 
-def sample_boxes(count: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Random squares (count, 3): top, left, side, as shares of the image."""
+def sample_boxes(config: AugmentConfig, draws: Draws) -> Tensor:
+    """Random squares (images, 3): top, left, side, as shares of the image."""
     side = config.crop_area**0.5
-    corner = torch.rand(count, 2, generator=generator) * (1 - side)
-    corner += (2 * torch.rand(count, 2, generator=generator) - 1) * config.shift
-    return torch.cat([corner, torch.full((count, 1), side)], dim=1)
+    corner = draws.uniform(2) * (1 - side)
+    corner += (2 * draws.uniform(2) - 1) * config.shift
+    return torch.cat([corner, torch.full((len(corner), 1), side)], dim=1)
 
 
-def sample_colours(count: int, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Random brightness (count, 1), contrast factor (count, 1), and the RGB matrix (count, 3, 3) of saturation and hue."""
-    uniform = 2 * torch.rand(4, count, 1, generator=generator) - 1
+def sample_colours(config: AugmentConfig, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    """Random brightness (images, 1), contrast factor (images, 1), and the RGB matrix (images, 3, 3) of saturation and hue."""
+    uniform = 2 * draws.uniform(4).T[:, :, None] - 1
+    count = uniform.shape[1]
     brightness, contrast = config.brightness * uniform[0], 1 + config.contrast * uniform[1]
     saturation = (1 + config.saturation * uniform[2])[:, :, None]
     angle = 2 * math.pi * config.hue * uniform[3, :, 0]
@@ -144,6 +144,11 @@ def crop_resize(pixels: Tensor, boxes: Tensor) -> Tensor:
         line = 2 * (start[:, None] + side[:, None] * centres) - 1
         grid[..., axis] = line[:, None, :] if axis == 0 else line[:, :, None]
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """On `device`, without waiting for a GPU."""
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 
 def _to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:

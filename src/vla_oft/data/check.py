@@ -33,7 +33,7 @@ def check_source(source: Source, spec: RobotSpec) -> list[str]:
         if needed and found != needed:
             raise ValueError(f"dataset {source.path} has {found} {what} dimensions, robot '{spec.name}' has {needed}: choose another robot")
     for _, reason in source.damaged():
-        raise ValueError(reason)
+        raise ValueError(f"{reason}; or {LEAVE_OUT}")
     outside = np.zeros(spec.action_dim)
     limits = np.array(spec.action_limits).T
     slack = TOLERANCE * (limits[1] - limits[0])

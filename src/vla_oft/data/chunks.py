@@ -12,25 +12,33 @@ what follows answers a push that could not be seen.
 disturbed    0  0  1  0  0
 step 0      [a0 a1 a2]              valid 1 1 1
 step 1         [a1 a2 a3]           valid 1 1 0
+
+With `skip_bad`, another sample of the same dataset takes the place of one of which a frame cannot be decoded: a whole sample, drawn twice.
+Which one depends on the damaged sample alone, so batches are the same whatever decodes them. A blank one in its place would need every head
+and auxiliary loss to leave it out, and batches of nothing but blanks would have no loss at all.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from vla_oft.data import cache as frame_cache
 from vla_oft.data.base import Source
-from vla_oft.data.cache import Prepare
-from vla_oft.data.rows import Rows
+from vla_oft.data.damage import Damaged
+from vla_oft.data.decoding import Prepare
+from vla_oft.data.frames import Caching, Frames
 from vla_oft.data.table import LEFT, TASK, VALID, load_table
 from vla_oft.data.workers import Allocate
 from vla_oft.statistics import Normalizer
 from vla_oft_client import RobotSpec
 
-Caching = Literal["none", "ram", "disk"]
+TRIES = 64
+"""Samples that are tried in place of a damaged one, before the dataset counts as unreadable."""
+
+_SUBSTITUTES = (7, 1)
+"""Begins the seeds of which samples these are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +48,8 @@ class Samples:
     images: uint8 (B, V, size, size, 3), cameras in the robot's order. state: float32 (B, S) normalised, or None.
     actions: float32 (B, K, D) normalised; valid: bool (B, K). instructions: B strings. grounding: uint8 (B, V, 2, P, P) or None.
     landmarks: float32 (B, 2, 3) or None: where the named object and its destination are, metres; NaN where there is none.
-    indices: int64 (B,) of the samples in their dataset. seed: for augmentation; the same batch always has the same seed.
+    indices: int64 (B,) of the samples in their dataset; others than were asked for where these are damaged. seeds: uint64
+    (B,), for augmentation; the same draw always has the same seed. damaged: frames that were met and left out.
     """
 
     images: np.ndarray
@@ -51,7 +60,8 @@ class Samples:
     grounding: np.ndarray | None
     landmarks: np.ndarray | None
     indices: np.ndarray
-    seed: int = 0
+    seeds: np.ndarray
+    damaged: tuple[Damaged, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -64,7 +74,10 @@ class ChunkDataset:
     samples have no state. chunk_len: K, by default the robot's. cache: "ram" or "disk" decodes and prepares everything once, now; "none"
     decodes what is asked for. cache_dir: for what lies on the disk, one folder for all sources or one for each; by default `.cache` beside
     each dataset. grounding, landmarks: also return the sources' extras of those names. parity: drop windows past the end of an episode.
+    skip_bad: of all sources or of each: frames that cannot be decoded are left out and listed, see above, instead of raising ValueError.
     Memory does not grow with the number of frames, except in "ram".
+
+    damaged: frames that caches have found to be damaged; without a cache nobody knows before they are drawn.
     """
 
     def __init__(
@@ -81,6 +94,7 @@ class ChunkDataset:
         grounding: str | None = None,
         landmarks: str | None = None,
         parity: bool = False,
+        skip_bad: bool | Sequence[bool] = False,
     ) -> None:
         if not sources:
             raise ValueError("no datasets: give at least one")
@@ -96,11 +110,12 @@ class ChunkDataset:
         self._ends = np.cumsum([part.num_samples for part in self._parts])
         if not self._ends[-1]:
             raise ValueError(f"no episode has chunk_len={self.chunk_len} steps: use a shorter chunk, or parity=False")
-        self._frames: list[Rows | None] = [None] * len(sources)
-        if cache != "none":
-            self._frames = [
-                frame_cache.prepared(source, spec.cameras, prepare, cache, place) for source, place in zip(sources, cache_dir, strict=True)
-            ]
+        skip = [skip_bad] * len(sources) if isinstance(skip_bad, bool) else list(skip_bad)
+        self._frames = [
+            Frames(source, spec.cameras, prepare, cache, place, skip_bad=bad)
+            for source, place, bad in zip(sources, cache_dir, skip, strict=True)
+        ]
+        self.damaged = tuple(dataclasses.replace(d, source=n) for n, frames in enumerate(self._frames) for d in frames.damaged)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -110,49 +125,69 @@ class ChunkDataset:
         """Samples of each source, in order: what a mixture is drawn from."""
         return np.diff(self._ends, prepend=0).tolist()
 
+    def count(self, indices: np.ndarray) -> tuple[int, ...]:
+        """How many of these samples come from each source."""
+        return tuple(np.bincount(np.searchsorted(self._ends, indices, side="right"), minlength=len(self._ends)).tolist())
+
     def __getitem__(self, index: int) -> Samples:
         return self.batch([index])
 
-    def batch(self, indices: Sequence[int] | np.ndarray, seed: int = 0, allocate: Allocate = np.empty) -> Samples:
-        """Gather many samples at once. allocate: where images are decoded to."""
+    def batch(self, indices: Sequence[int] | np.ndarray, seeds: np.ndarray | None = None, allocate: Allocate = np.empty) -> Samples:
+        """Gather many samples at once. seeds: one for each, 0 by default. allocate: where images are decoded to."""
         wanted = np.asarray(indices, np.int64)
+        seeds = np.zeros(len(wanted), np.uint64) if seeds is None else seeds
         if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= len(self):
             raise IndexError(f"the dataset has samples 0..{len(self) - 1}, asked for {wanted.tolist()[:5]}")
         source_of = np.searchsorted(self._ends, wanted, side="right")
         chosen = np.unique(source_of)
         if len(chosen) == 1:
-            return self._gather(int(chosen[0]), wanted, seed, allocate)
+            return self._gather(int(chosen[0]), wanted, seeds, allocate)
         slots = [np.flatnonzero(source_of == source) for source in chosen]
-        groups = [self._gather(int(source), wanted[slot], seed, np.empty) for source, slot in zip(chosen, slots, strict=True)]
-        return _interleave(groups, np.argsort(np.concatenate(slots)), wanted, seed)
+        groups = [self._gather(int(source), wanted[slot], seeds[slot], np.empty) for source, slot in zip(chosen, slots, strict=True)]
+        return _interleave(groups, np.argsort(np.concatenate(slots)))
 
-    def _gather(self, source: int, wanted: np.ndarray, seed: int, allocate: Allocate) -> Samples:
-        part, frames = self._parts[source], self._frames[source]
-        rows = part.rows(wanted - (self._ends[source] - part.num_samples))
+    def _gather(self, source: int, wanted: np.ndarray, seeds: np.ndarray, allocate: Allocate) -> Samples:
+        part, start = self._parts[source], int(self._ends[source]) - self._parts[source].num_samples
+        images, samples, damaged = self._read_images(source, wanted - start, allocate)
+        rows = part.rows(samples)
         steps = part.table.steps.read(rows)
         ahead = np.arange(self.chunk_len)
         action_rows = rows[:, None] + np.minimum(ahead, steps[:, LEFT, None] - 1)
         extras = part.table.extras
         return Samples(
-            images=self._read_images(part, rows, allocate) if frames is None else frames.read(rows),
+            images=images,
             state=part.states(rows),
             actions=part.actions(action_rows),
             valid=(ahead < steps[:, VALID, None]) & part.has_actions,
             instructions=tuple(part.source.tasks[task] for task in steps[:, TASK]),
             grounding=extras[part.grounding].read(rows) if part.grounding else None,
             landmarks=extras[part.landmarks].read(rows) if part.landmarks else None,
-            indices=wanted,
-            seed=seed,
+            indices=samples + start,
+            seeds=seeds,
+            damaged=damaged,
         )
 
-    def _read_images(self, part: "_Part", rows: np.ndarray, allocate: Allocate) -> np.ndarray:
-        out = allocate((len(rows), len(self.spec.cameras), self.prepare.size, self.prepare.size, 3), np.uint8)
-        episodes, steps = part.locate(rows)
-        order = np.lexsort((steps, episodes))  # frames that lie together are decoded together, each into its place
-        for group in np.split(order, np.flatnonzero(np.diff(episodes[order])) + 1):
-            frames = [out[slot] for slot in group]
-            frame_cache.decode_rows(part.source, int(episodes[group[0]]), steps[group], self.spec.cameras, self.prepare, frames)
-        return out
+    def _read_images(self, source: int, samples: np.ndarray, allocate: Allocate) -> tuple[np.ndarray, np.ndarray, tuple[Damaged, ...]]:
+        """Images of samples of one source; the samples that they are of, others for damaged ones; what is damaged."""
+        part, frames = self._parts[source], self._frames[source]
+        images, bad = frames.read(part.rows(samples), allocate)
+        if not bad:
+            return images, samples, ()
+        samples, damaged = samples.copy(), []
+        for slot in sorted(bad):
+            damaged += bad[slot]
+            for other in np.random.default_rng([*_SUBSTITUTES, int(samples[slot])]).integers(part.num_samples, size=TRIES):
+                found, worse = frames.read(part.rows(np.array([other])))
+                if not worse:
+                    images[slot], samples[slot] = found[0], other
+                    break
+                damaged += worse[0]
+            else:
+                raise ValueError(
+                    f"dataset {part.source.path}: nothing to put in the place of damaged frames, {TRIES} others are damaged, too; "
+                    f"copy or record it again; for example {damaged[-1].reason}"
+                )
+        return images, samples, tuple(dataclasses.replace(d, source=source) for d in damaged)
 
 
 def _check_sizes(sources: Sequence[Source], spec: RobotSpec, action: Normalizer, state: Normalizer | None) -> None:
@@ -198,11 +233,6 @@ class _Part:
         episodes = np.searchsorted(self._first_samples, samples, side="right") - 1
         return self._first_rows[episodes] + samples - self._first_samples[episodes]
 
-    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(episodes, steps within them) of rows of the table."""
-        episodes = np.searchsorted(self._first_rows, rows, side="right") - 1
-        return episodes, rows - self._first_rows[episodes]
-
     def actions(self, rows: np.ndarray) -> np.ndarray:
         """Normalised actions, float32 (..., D)."""
         return self._action.normalize(self.table.actions.read(rows))
@@ -212,13 +242,14 @@ class _Part:
         return None if self._state is None or self.table.states is None else self._state.normalize(self.table.states.read(rows))
 
 
-def _interleave(groups: list[Samples], order: np.ndarray, indices: np.ndarray, seed: int) -> Samples:
-    """Join batches of several sources, then put the samples back into the order of `indices`."""
+def _interleave(groups: list[Samples], order: np.ndarray) -> Samples:
+    """Join batches of several sources, then put the samples into `order`."""
 
     def join(name: str) -> np.ndarray | None:
         values = [getattr(group, name) for group in groups]
         return None if values[0] is None else np.concatenate(values)[order]
 
     flat = [text for group in groups for text in group.instructions]
-    arrays = {name: join(name) for name in ("images", "state", "actions", "valid", "grounding", "landmarks")}
-    return Samples(**arrays, instructions=tuple(flat[i] for i in order), indices=indices, seed=seed)  # type: ignore[arg-type]
+    arrays = {name: join(name) for name in ("images", "state", "actions", "valid", "grounding", "landmarks", "indices", "seeds")}
+    damaged = tuple(frame for group in groups for frame in group.damaged)
+    return Samples(**arrays, instructions=tuple(flat[i] for i in order), damaged=damaged)  # type: ignore[arg-type]

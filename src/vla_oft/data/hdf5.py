@@ -67,12 +67,12 @@ def contents(paths: Sequence[Path]) -> frozenset[str] | None:
     return None
 
 
-def open_file(path: Path) -> h5py.File:
+def open_file(path: str | Path) -> h5py.File:
     """The file, open for reading; keep the result for as long as anything of it is used. Raises ValueError saying what is wrong."""
     return _entry(path)[1]
 
 
-def open_array(path: Path, key: str, where: str) -> h5py.Dataset:
+def open_array(path: str | Path, key: str, where: str) -> h5py.Dataset:
     """The array `key` of a file. Finding it costs more than reading a picture, so it stays at hand as long as the file does.
 
     Raises ValueError naming `where` when there is none.
@@ -139,6 +139,15 @@ def read_steps(array: h5py.Dataset, steps: np.ndarray, where: str) -> np.ndarray
     return out if out is not None else np.empty((0, *array.shape[1:]), array.dtype)
 
 
+def state_of(path: str | Path) -> tuple[int, ...]:
+    """Changes when the file does; empty where there is none."""
+    try:
+        stat = os.stat(path)
+    except OSError:  # opening it says what is wrong
+        return ()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def check_size(array: h5py.Dataset, values: int, where: str) -> None:
     """Raise ValueError when so many values of an array, or one of its blocks, exceed `MAX_BYTES`."""
     block = int(np.prod(array.chunks, dtype=object)) if array.chunks else 0
@@ -172,8 +181,8 @@ def damage_named(where: str) -> Iterator[None]:
         raise ValueError(f"{where}: damaged ({_reason(error)}); copy or record the file again") from None
 
 
-def _entry(path: Path) -> _Open:
-    key, state = str(path), _state(path)
+def _entry(path: str | Path) -> _Open:
+    key, state = str(path), state_of(path)
     with _lock:
         if key in _files and _files[key][0] != state:
             del _files[key]  # recorded again since
@@ -185,15 +194,7 @@ def _entry(path: Path) -> _Open:
         return _files[key]
 
 
-def _state(path: Path) -> tuple[int, ...]:
-    try:
-        stat = path.stat()
-    except OSError:  # opening it says what is wrong
-        return ()
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _open(path: Path) -> h5py.File:
+def _open(path: str | Path) -> h5py.File:
     try:
         # no cache of blocks: one for each array that is kept at hand would add up, and steps of one block are read together anyway
         return h5py.File(path, "r", locking="best-effort", rdcc_nbytes=0)

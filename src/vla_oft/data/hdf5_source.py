@@ -5,6 +5,7 @@ In memory lies the index alone. Arrays and frames are read from the file when th
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_oft.data import hdf5, pictures
+from vla_oft.data import hdf5, hdf5_places, pictures
 from vla_oft.data.base import ReadOptions, camera_names, check_steps
 from vla_oft.data.hdf5_index import JPEG, Episode, Index, Layout, Scheme, cameras, examine, state_keys
 
@@ -71,6 +72,16 @@ class Hdf5Source:
         rows = rows[: len(wanted)]
         return np.ascontiguousarray(rows[..., ::-1]) if self._flip else rows
 
+    def frame_into(self, episode: int, step: int, camera: str, out: np.ndarray) -> bool:
+        """See `base.Direct`."""
+        entry, key = self._episodes[episode], self._cameras[camera]
+        path, where = os.path.join(self.path, entry.file), f"{self._where(episode)}, step {step}, camera {camera}"
+        array = f"{entry.group}/{key}"
+        if self._layout(episode)[key][1] == JPEG:
+            data = hdf5_places.read_row(path, array, step, entry.length, where)
+            return data is not None and pictures.decode_into(data, out, where, bgr=self._flip)
+        return not self._flip and hdf5_places.read_row_into(path, array, step, entry.length, out, where)
+
     def states(self, episode: int) -> np.ndarray:
         if not self._state:
             raise ValueError(f"dataset {self.path} has no state")
@@ -113,7 +124,7 @@ class Hdf5Source:
     def _where(self, episode: int) -> str:
         entry = self._episodes[episode]
         within = "" if entry.group == "/" else f" ({entry.group.rpartition('/')[2]})"
-        return f"{self.path / entry.file}, episode {episode}{within}"
+        return f"{os.path.join(self.path, entry.file)}, episode {episode}{within}"
 
     def _layout(self, episode: int) -> Layout:
         return self._layouts[self._episodes[episode].layout]

@@ -56,10 +56,20 @@ class DataFiles:
             chunk, file = divmod(self._index, self._chunks_size)
             path = self._folder / DATA_PATH.format(chunk_index=chunk, file_index=file)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(path, table.schema)
+            self._writer = _parquet_writer(path, table.schema)
         rows = max(1, min(ROWS_PER_GROUP, len(table) * GROUP_BYTES // max(table.nbytes, 1)))
         self._writer.write_table(table, row_group_size=rows)
         self._rows = []
+
+
+def _parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Pictures are PNG and do not compress: as they are, they are read in place. Files with pictures compress nothing else either."""
+    pictures = [field.name for field in schema if pa.types.is_struct(field.type)]
+    if not pictures:
+        return pq.ParquetWriter(path, schema)
+    settings: dict[str, Any] = {"compression": {f"{name}.bytes": "none" for name in pictures}}
+    settings["use_dictionary"] = [name for name in schema.names if name not in pictures]
+    return pq.ParquetWriter(path, schema, **settings)
 
 
 class VideoFiles:

@@ -24,10 +24,14 @@ from vla_oft.data.files import Files
 from vla_oft.data.lerobot_index import Index
 from vla_oft.data.lerobot_info import Info, inside, read_json
 from vla_oft.data.parquet import num_rows, read_pictures, read_rows
-from vla_oft.data.video import read_frames
+from vla_oft.data.video import read_frame_into, read_frames
 
 MAX_FPS_DIFFERENCE = 1e-3
 """Share by which the frame rate in the options may differ from the dataset's."""
+
+
+MAX_PATHS = 16384
+"""Paths of files that are kept."""
 
 
 class LeRobotSource:
@@ -61,15 +65,20 @@ class LeRobotSource:
         self.index = self._chosen(version.read_index(self.path, self.info), options)
         self.lengths = self.index.lengths
         self._looked_through = False
+        self._paths: dict[tuple[int, str | None], Path] = {}
         if options.skip_bad:
             damaged = dict(self.damaged())
             self.skipped += tuple(damaged.values())
             self.index = self.index.take(np.array([e not in damaged for e in range(len(self))], bool))
             self.lengths = self.index.lengths
+            self._paths = {}  # episodes have other numbers now
             self._looked_through = True
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_paths": {}}
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -114,6 +123,17 @@ class LeRobotSource:
         except ValueError as error:
             raise ValueError(self.at(error, path, episode)) from None
 
+    def frame_into(self, episode: int, step: int, camera: str, out: np.ndarray) -> bool:
+        """See `base.Direct`."""
+        feature = self.camera_features[camera]
+        if not self.info.is_video(feature):
+            return self._picture_into(episode, step, feature, out)
+        path = self.video_file(episode, feature)
+        try:
+            return read_frame_into(path, step, self.info.fps, float(self.index.videos[feature].start[episode]), out)
+        except ValueError as error:
+            raise ValueError(self.at(error, path, episode)) from None
+
     def damaged(self) -> Iterator[tuple[int, str]]:
         from vla_oft.data.lerobot_check import damaged
 
@@ -133,11 +153,22 @@ class LeRobotSource:
 
     def data_file(self, episode: int) -> Path:
         """The data file of one episode, downloaded first if need be."""
-        return self.files.path(self.info.data_path(**self._fields(self.index.data.keys[episode])))
+        return self._file(episode, None)
 
     def video_file(self, episode: int, feature: str) -> Path:
         """The video file of one episode, downloaded first if need be."""
-        return self.files.path(self.info.video_path(feature, **self._fields(self.index.videos[feature].keys[episode])))
+        return self._file(episode, feature)
+
+    def _file(self, episode: int, feature: str | None) -> Path:
+        found = self._paths.get((episode, feature))  # put together again for every frame, it would cost a tenth of decoding it
+        if found is None:
+            key = self.index.data.keys[episode] if feature is None else self.index.videos[feature].keys[episode]
+            fields = self._fields(key)
+            found = self.files.path(self.info.data_path(**fields) if feature is None else self.info.video_path(feature, **fields))
+            if len(self._paths) >= MAX_PATHS:
+                self._paths = {}  # a lock here could be held at the moment of a fork
+            self._paths[episode, feature] = found
+        return found
 
     def at(self, error: ValueError, path: Path, episode: int) -> str:
         """The message of `error` about file `path`, with the episode named behind the file."""
@@ -159,22 +190,31 @@ class LeRobotSource:
             raise ValueError(f"{where}: '{feature}' has {values.shape[1]} numbers a step, meta/info.json says {size}; one robot a dataset")
 
     def _stored_pictures(self, episode: int, steps: np.ndarray, feature: str) -> np.ndarray:
+        images = []
+        for data, where in self._encoded(episode, steps, feature):
+            images.append(pictures.decode(data, where))
+            if images[0].shape != images[-1].shape:
+                raise ValueError(f"{where}: image of {images[-1].shape}, others have {images[0].shape}; re-export the dataset")
+        return np.stack(images) if images else np.empty((0, *self.info.picture_size(feature), 3), np.uint8)
+
+    def _picture_into(self, episode: int, step: int, feature: str, out: np.ndarray) -> bool:
+        data, where = next(self._encoded(episode, np.array([step]), feature))
+        return pictures.decode_into(data, out, where)
+
+    def _encoded(self, episode: int, steps: np.ndarray, feature: str) -> Iterator[tuple[bytes, str]]:
+        """(JPEG or PNG, where it was found) of each step."""
         path, first = self.data_file(episode), int(self.index.data.start[episode])
         try:
             stored = read_pictures(path, feature, first + steps)
         except ValueError as error:
             raise ValueError(self.at(error, path, episode)) from None
-        images = []
         for step, (data, relative) in zip(steps, stored, strict=True):
             where = f"{self._where(path, episode)}, step {step} of '{feature}'"
             if not data and relative:
                 data = _read_bytes(self.files.path(inside(relative, Path(where))), where)
             if not data:
                 raise ValueError(f"{where}: holds no image; re-export the dataset with its images")
-            images.append(pictures.decode(data, where))
-            if images[0].shape != images[-1].shape:
-                raise ValueError(f"{where}: image of {images[-1].shape}, others have {images[0].shape}; re-export the dataset")
-        return np.stack(images) if images else np.empty((0, *self.info.picture_size(feature), 3), np.uint8)
+            yield data, where
 
     def _check_options(self, options: ReadOptions) -> None:
         if options.fps is not None and abs(options.fps / self.info.fps - 1) > MAX_FPS_DIFFERENCE:

@@ -13,6 +13,8 @@ import numpy as np
 
 from vla_oft.data.chunks import ChunkDataset, Samples
 from vla_oft.data.mixture import MixtureOrder
+from vla_oft.data.random_numbers import seeds_of
+from vla_oft.data.skipped import Draw, SkippedFrames
 from vla_oft.data.workers import Allocate, WorkerPool
 
 Batch = TypeVar("Batch")
@@ -21,8 +23,9 @@ Batch = TypeVar("Batch")
 class BatchLoader(Generic[Batch]):
     """Iterate it for batches of `batch_size`; it never ends. Iterating again continues at the position reached.
 
-    collate: turns `Samples` into what the policy reads (prompts, augmentation with `samples.seed`); runs in the background.
+    collate: turns `Samples` into what the policy reads (prompts, augmentation with `samples.seeds`); runs in the background.
     rank, world_size: this process's share of the global order. num_workers: 0 for one thread, else processes.
+    skipped: what lists and counts damaged frames; by default a list of this loader's own, on stderr.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class BatchLoader(Generic[Batch]):
         world_size: int = 1,
         num_workers: int = 0,
         prefetch: int = 3,
+        skipped: SkippedFrames | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
@@ -43,16 +47,20 @@ class BatchLoader(Generic[Batch]):
             raise ValueError(f"num_workers={num_workers} must not be negative and prefetch={prefetch} must be positive")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
+        if batch_size % order.neighbours:
+            raise ValueError(f"batch_size={batch_size} would cut runs of neighbours={order.neighbours}: use a multiple of it")
         if order.sizes != dataset.sizes:
             raise ValueError(f"the order was made for datasets of {order.sizes} samples, the dataset has {dataset.sizes}")
         self.dataset, self.order, self.batch_size, self.collate = dataset, order, batch_size, collate
         self.rank, self.world_size, self.num_workers, self.prefetch = rank, world_size, num_workers, prefetch
+        self.skipped = skipped or SkippedFrames(dataset)
         self.position = 0
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self._by_processes() if self.num_workers else self._by_thread()
         try:
-            for batch in batches:
+            for batch, draw in batches:
+                self.skipped.add(draw)
                 self.position += self.batch_size * self.world_size  # delivered, not merely prefetched
                 yield batch
         finally:
@@ -70,21 +78,22 @@ class BatchLoader(Generic[Batch]):
                 raise ValueError(f"cannot resume: {change}; resume with the same data, seed and version of vla-oft")
         self.position = state["position"]
 
-    def _requests(self) -> Iterator[tuple[np.ndarray, int]]:
-        """(sample numbers, seed) of this rank's batches from the current position on."""
+    def _requests(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(sample numbers, a seed for each) of this rank's batches from the current position on."""
         position = self.position
         while True:
-            seed = int(np.random.SeedSequence([self.order.seed, position, self.rank]).generate_state(1, np.uint64)[0] >> 1)
-            yield self.order.draw(position + self.rank, self.batch_size, self.world_size), seed
+            positions = self.order.positions(position, self.batch_size, self.rank, self.world_size)
+            yield self.order.at(positions), seeds_of(self.order.seed, positions)
             position += self.batch_size * self.world_size
 
-    def _by_processes(self) -> Generator[Batch, None, None]:
+    def _by_processes(self) -> Generator[tuple[Batch, Draw], None, None]:
         pool = WorkerPool(_Fetch(self.dataset, self.collate), self.num_workers, self.prefetch)
         return pool.results(self._requests())
 
-    def _by_thread(self) -> Generator[Batch, None, None]:
+    def _by_thread(self) -> Generator[tuple[Batch, Draw], None, None]:
         ready: queue.Queue[Any] = queue.Queue(self.prefetch)
         stop = threading.Event()
+        fetch = _Fetch(self.dataset, self.collate)
 
         def put(item: Any) -> bool:
             while not stop.is_set():
@@ -97,8 +106,8 @@ class BatchLoader(Generic[Batch]):
 
         def work() -> None:
             try:
-                for indices, seed in self._requests():
-                    if not put(self.collate(self.dataset.batch(indices, seed))):
+                for request in self._requests():
+                    if not put(fetch(request, np.empty)):
                         return
             except BaseException as error:  # raised again in the consumer
                 put(_Failure(error))
@@ -122,11 +131,13 @@ class _Failure:
 
 
 class _Fetch(Generic[Batch]):
-    """One request becomes one batch."""
+    """One request becomes one batch, and what became of its samples."""
 
     def __init__(self, dataset: ChunkDataset, collate: Callable[[Samples], Batch]) -> None:
         self.dataset, self.collate = dataset, collate
 
-    def __call__(self, request: tuple[np.ndarray, int], allocate: Allocate) -> Batch:
-        indices, seed = request
-        return self.collate(self.dataset.batch(indices, seed, allocate))
+    def __call__(self, request: tuple[np.ndarray, np.ndarray], allocate: Allocate) -> tuple[Batch, Draw]:
+        indices, seeds = request
+        samples = self.dataset.batch(indices, seeds, allocate)
+        replaced = int((samples.indices != indices).sum())
+        return self.collate(samples), Draw(drawn=self.dataset.count(indices), replaced=replaced, damaged=samples.damaged)

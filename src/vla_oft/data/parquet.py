@@ -3,10 +3,13 @@
     row groups   |0 |1 |2 |3 |4 |5 |6 |7 |       lerobot writes one for each episode
     blocks       |---- 0 -----|---- 1 -----|     consecutive groups of together at most `BLOCK_ROWS` rows, read at once and kept for a while
 
-A scan from episode to episode reads every block once; a jump reads one block. Pictures are read a row group at a time.
+A scan from episode to episode reads every block once; a jump reads one block. Pictures are read a row group at a time; where they are
+stored uncompressed, one at a time once it is known where they lie.
 """
 
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vla_oft.data.pieces import Pieces
 from vla_oft.data.recent import Recent
 
 BLOCK_ROWS, BLOCK_BYTES = 8192, 64 * 2**20
@@ -25,9 +29,15 @@ BLOCK_ROWS, BLOCK_BYTES = 8192, 64 * 2**20
 MAX_GROUP_BYTES = 2**31
 """Most that is read of a single row group. Whoever writes larger ones makes a dataset that cannot be read at random."""
 
+MAX_OPEN = 16
+"""Files kept open per thread."""
+
 ADVICE = "copy the dataset again"
 _blocks: Recent[dict[str, np.ndarray]] = Recent(32 * 2**20)
 _pictures: Recent[pa.ChunkedArray] = Recent(32 * 2**20)
+_PLACES_BYTES = 500  # of an entry without the places, its key included
+_places: Recent[np.ndarray | None] = Recent(64 * 2**20)
+_pieces = Pieces()
 _layouts: Recent["_Layout"] = Recent(64 * 2**20)
 
 
@@ -86,11 +96,42 @@ def read_pictures(path: Path, column: str, rows: Sequence[int] | np.ndarray) -> 
     for row in map(int, rows):
         if not 0 <= row < layout.num_rows:
             raise ValueError(f"{path}: {layout.num_rows} rows, row {row} is needed; {ADVICE}")
-        group = int(np.searchsorted(layout.starts, row, side="right")) - 1
-        stored = _pictures.get((path, layout.version, group, column), lambda group=group: _read_pictures(layout, group, column))
-        value = stored[row - int(layout.starts[group])].as_py()
+        group = int(layout.starts.searchsorted(row, side="right")) - 1
+        key, inside = (path, layout.version, group, column), row - int(layout.starts[group])
+        places = _places.get(key, lambda key=key: _find_places(layout, key))
+        if places is not None:
+            offset, size = places[inside].tolist()
+            found.append((_pieces.read(path, offset, size, path, layout.version), None))
+            continue
+        value = _stored(layout, key)[inside].as_py()
         found.append((None, None) if value is None else (value, None) if isinstance(value, bytes) else (value["bytes"], value.get("path")))
     return found
+
+
+def _stored(layout: _Layout, key: tuple[Any, ...]) -> pa.ChunkedArray:
+    """The pictures of the row group and column that `key` names."""
+    return _pictures.get(key, lambda: _read_pictures(layout, key[2], key[3]))
+
+
+def _find_places(layout: _Layout, key: tuple[Any, ...]) -> tuple[np.ndarray | None, int]:
+    """Where in the file the pictures of a row group lie as they are, int64 (rows, 2) of offset and size; None unless all of them do."""
+    group, column = layout.metadata.row_group(key[2]), key[3]
+    leaves = [group.column(index) for index in range(group.num_columns)]
+    leaf = next((leaf for leaf in leaves if leaf.path_in_schema in (column, f"{column}.bytes")), None)
+    if leaf is None or leaf.compression != "UNCOMPRESSED" or leaf.total_compressed_size > MAX_GROUP_BYTES:
+        return None, _PLACES_BYTES
+    values = [value.as_py() for value in _stored(layout, key)]
+    encoded = [value if isinstance(value, bytes) else value and value["bytes"] for value in values]
+    start = min(offset for offset in (leaf.data_page_offset, leaf.dictionary_page_offset) if offset is not None)
+    chunk = _pieces.read(layout.path, start, leaf.total_compressed_size, layout.path, layout.version)
+    places, at = np.empty((len(encoded), 2), np.int64), 0
+    for row, data in enumerate(encoded):
+        at = chunk.find(data, at) if data else -1
+        if at < 0:
+            return None, _PLACES_BYTES
+        places[row] = start + at, len(data)
+        at += len(data)
+    return places, _PLACES_BYTES + places.nbytes
 
 
 def _layout(path: Path) -> _Layout:
@@ -118,12 +159,34 @@ def _read_groups(layout: _Layout, groups: range, columns: tuple[str, ...]) -> pa
     missing = [name for name in columns if name not in layout.names]
     if missing:
         raise ValueError(f"{layout.path}: no column '{missing[0]}', only {sorted(layout.names)}; re-export the dataset")
-    size = _group_bytes(layout.metadata.row_group(groups[0]), columns) if len(groups) == 1 else 0
+    only = layout.metadata.row_group(groups[0]) if len(groups) == 1 else None
+    size = _group_bytes(only, columns) if only is not None and only.total_byte_size > MAX_GROUP_BYTES else 0
     if size > MAX_GROUP_BYTES:
         raise ValueError(f"{layout.path}: a row group of {size / 2**30:.1f} GiB is too large to read; re-export with smaller ones")
     with _named(layout.path):
-        file = pq.ParquetFile(layout.path, metadata=layout.metadata)
-        return file.read_row_groups(list(groups), columns=list(columns), use_threads=False)
+        return _readers.of(layout).read_row_groups(list(groups), columns=list(columns), use_threads=False)
+
+
+class _Readers(threading.local):
+    """Open files of one thread: opening one, and asking for its data in advance, would cost more than reading a few pictures."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[tuple[Path, tuple[int, int]], pq.ParquetFile] = OrderedDict()
+        self._process = os.getpid()
+
+    def of(self, layout: _Layout) -> pq.ParquetFile:
+        if self._process != os.getpid():
+            self._files, self._process = OrderedDict(), os.getpid()
+        key = layout.path, layout.version
+        if key not in self._files:
+            self._files[key] = pq.ParquetFile(layout.path, metadata=layout.metadata, pre_buffer=False)
+            while len(self._files) > MAX_OPEN:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(key)
+        return self._files[key]
+
+
+_readers = _Readers()
 
 
 def _group_bytes(group: Any, columns: tuple[str, ...]) -> int:

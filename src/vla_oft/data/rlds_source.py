@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from vla_oft.data import pictures
 from vla_oft.data.base import ReadOptions, camera_names, check_steps
+from vla_oft.data.pieces import Pieces
 from vla_oft.data.rlds_index import Index
 from vla_oft.data.rlds_layout import Feature, Layout
 
@@ -28,7 +28,6 @@ INSTRUCTIONS = (
 """Which text is the instruction: the first of these that there is."""
 
 _ACTION = "steps/action"
-_MAX_OPEN = 64
 
 
 class RldsSource:
@@ -46,7 +45,7 @@ class RldsSource:
     ) -> None:
         self.path, self.name, self.fps, self.skipped = path, name, options.fps, skipped
         self.recording: dict[str, Any] = {}
-        self._index, self._shards, self._files = index, tuple(shards), _OpenFiles()
+        self._index, self._shards, self._files = index, tuple(shards), Pieces()
         self._instruction = options.instruction
         self.tasks = (options.instruction,) if options.instruction else index.tasks
         self.lengths = index.records[:, 2]
@@ -88,7 +87,7 @@ class RldsSource:
     def frame_into(self, episode: int, step: int, camera: str, out: np.ndarray) -> bool:
         """See `base.Direct`."""
         key, path = self._cameras[camera], self._shards[self._index.records[episode, 0]]
-        offset, size = self._index.columns[key].read(self._index.starts[episode : episode + 1] + step)[0].tolist()
+        offset, size = self._index.columns[key].row(int(self._index.starts[episode]) + step).tolist()
         where = f"{path}: episode {episode}, camera '{camera}', step {step}"
         return pictures.decode_into(self._files.read(path, offset, size, where), out, where)
 
@@ -157,31 +156,3 @@ def _by_name(layout: Layout) -> dict[str, Feature]:
     steps = [feature for feature in layout.features if feature.per_step]
     names = [feature.name for feature in steps]
     return {f.name if names.count(f.name) == 1 else f.key.removeprefix("steps/"): f for f in steps}
-
-
-class _OpenFiles:
-    """Reads pieces of many files, and keeps some of them open. Threads may share it; other processes open their own."""
-
-    def __init__(self) -> None:
-        self._open: dict[Path, Any] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_open": {}}
-
-    def read(self, path: Path, offset: int, size: int, where: str) -> bytes:
-        """`size` bytes. Raises ValueError naming `where` when the file does not have them; nothing is allocated for what is not there."""
-        try:
-            file = self._open.get(path)
-            if file is None:
-                file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed when nobody reads it any more)
-                if len(self._open) >= _MAX_OPEN:
-                    self._open = {}  # a lock here could be held at the moment of a fork
-                self._open[path] = file
-            if not 0 <= offset <= offset + size <= os.fstat(file.fileno()).st_size:
-                raise ValueError(f"{where}: the file is shorter than when it was indexed; copy it again")
-            data = os.pread(file.fileno(), size, offset)
-        except OSError as error:
-            raise ValueError(f"{where}: cannot be read ({error.strerror or error}); copy the file again, or mend its permissions") from None
-        if len(data) != size:
-            raise ValueError(f"{where}: only {len(data)} of {size} bytes can be read; copy the file again")
-        return data

@@ -14,11 +14,16 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+
+from vla_oft.data import packets
+from vla_oft.data.pixels import copy_rgb
+from vla_oft.data.recent import Recent
 
 MAX_OPEN = 16
 """Containers kept open per thread."""
@@ -39,19 +44,25 @@ def read_frames(path: str | Path, indices: Sequence[int] | np.ndarray, fps: floa
     Raises ValueError naming the file when it is missing, damaged, too short, or recorded at another rate.
     """
     wanted = np.asarray(indices, np.int64)
-    video = _open(str(path), fps)
     out: np.ndarray | None = None
-    try:
-        for slot in np.argsort(wanted, kind="stable"):
-            frame = video.frame(start_s + int(wanted[slot]) / fps)
-            if out is None:
-                out = np.empty((len(wanted), frame.height, frame.width, 3), np.uint8)
-            _copy(frame, out[slot])
-    except (av.FFmpegError, EOFError) as error:
-        _cache().pop(str(path), None)
-        video.close()
-        raise ValueError(f"{path}: cannot decode ({error}); copy or record the file again") from None
-    return out if out is not None else np.empty((0, video.height, video.width, 3), np.uint8)
+    for slot in np.argsort(wanted, kind="stable").tolist():
+        frame = _frame(str(path), start_s + int(wanted[slot]) / fps, fps)
+        if out is None:
+            out = np.empty((len(wanted), frame.height, frame.width, 3), np.uint8)
+        copy_rgb(frame, out[slot])
+    if out is None:
+        video = _open(str(path), fps)
+        return np.empty((0, video.height, video.width, 3), np.uint8)
+    return out
+
+
+def read_frame_into(path: str | Path, index: int, fps: float, start_s: float, out: np.ndarray) -> bool:
+    """Decode one frame into `out`, uint8 (H, W, 3) contiguous; False, and nothing done, where it has another size. As `read_frames`."""
+    frame = _frame(str(path), start_s + index / fps, fps)
+    if (frame.height, frame.width, 3) != out.shape:
+        return False
+    copy_rgb(frame, out)
+    return True
 
 
 def num_frames(path: str | Path, fps: float) -> int:
@@ -64,6 +75,32 @@ def num_frames(path: str | Path, fps: float) -> int:
     if size < needed:
         raise ValueError(f"{path}: truncated: {size} bytes, its frames need {needed}; copy the file again")
     return video.num_frames
+
+
+def _frame(path: str, time_s: float, fps: float) -> av.VideoFrame:
+    """The frame at a time after the file's first, in rgb24: from its packets if that is possible, by way of the container otherwise."""
+    key = path, fps, *_version(path)
+    track = _tracks.get(key, lambda: _track(path, key, fps))
+    frame = packets.frame(track, time_s) if track is not None else None
+    if frame is not None:
+        return frame
+    video = _open(path, fps)
+    try:
+        return video.frame(time_s)
+    except (av.FFmpegError, EOFError) as error:
+        _cache().pop(path, None)
+        video.close()
+        raise ValueError(f"{path}: cannot decode ({error}); copy or record the file again") from None
+
+
+def _track(path: str, key: packets.Key, fps: float) -> tuple[packets.Track | None, int]:
+    video = _open(path, fps)
+    track = packets.Track.of(video.container, path, key, TOLERANCE * video.period)
+    if track is None:
+        return None, _NO_TRACK_BYTES
+    _cache().pop(path, None)
+    video.close()
+    return track, track.num_bytes
 
 
 class _Video:
@@ -136,8 +173,9 @@ class _Video:
         context, packets = self.stream.codec_context, self.container.demux(self.stream)
         try:
             for packet in packets:
-                early = packet.pts is not None and packet.pts - self.origin < self.target - self.period / 2
-                context.skip_frame = "NONREF" if early else "DEFAULT"
+                if context.name != "libdav1d":  # which heeds what is set when it opens for ever after: it would skip wanted frames, too
+                    early = packet.pts is not None and packet.pts - self.origin < self.target - self.period / 2
+                    context.skip_frame = "NONREF" if early else "DEFAULT"
                 yield from packet.decode()  # type: ignore[misc]
         finally:
             # PyAV 18 leaks 250 bytes with each generator that is merely forgotten: a megabyte a second and process
@@ -176,12 +214,6 @@ class _Video:
         )
 
 
-def _copy(frame: av.VideoFrame, out: np.ndarray) -> None:
-    """The pixels of an rgb24 frame into (H, W, 3); its rows may be padded."""
-    rows = np.frombuffer(frame.planes[0], np.uint8).reshape(frame.height, frame.planes[0].line_size)  # type: ignore[arg-type]
-    out.reshape(frame.height, -1)[:] = rows[:, : frame.width * 3]
-
-
 def _check(path: str, video: _Video, fps: float) -> None:
     """Raise ValueError when a header is impossible, or tells of another frame rate."""
     if not 0 < video.height * video.width <= MAX_PIXELS:
@@ -200,6 +232,8 @@ class _PerThread(threading.local):
 
 
 _open_videos = _PerThread()
+_NO_TRACK_BYTES = 400  # of an entry, its key included
+_tracks: Recent[packets.Track | None] = Recent(64 * 2**20)  # 32 bytes a frame: some two million frames, shared by all threads
 _inherited: list[OrderedDict[str, tuple[_Video, tuple[float, int, int]]]] = []
 
 
@@ -214,20 +248,35 @@ def _cache() -> OrderedDict[str, tuple[_Video, tuple[float, int, int]]]:
 
 def _open(path: str, fps: float) -> _Video:
     videos = _cache()
+    version = (fps, *_version(path))
+    if path in videos and videos[path][1] != version:
+        videos.pop(path)[0].close()
+    if path not in videos:
+        with _named(path):
+            videos[path] = _Video(path, fps), version
+    while len(videos) > MAX_OPEN:
+        videos.popitem(last=False)[1][0].close()
+    videos.move_to_end(path)
+    return videos[path][0]
+
+
+def _version(path: str) -> tuple[int, int]:
+    """Changes when the file does."""
     try:
         stat = os.stat(path)
-        version = (fps, stat.st_mtime_ns, stat.st_size)
-        if path in videos and videos[path][1] != version:
-            videos.pop(path)[0].close()
-        if path not in videos:
-            videos[path] = _Video(path, fps), version
+    except OSError:  # opening it says what is wrong
+        return -1, -1
+    return stat.st_mtime_ns, stat.st_size
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Whatever keeps a file from being opened becomes a ValueError that names it."""
+    try:
+        yield
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"{path}: the video is missing; copy the dataset again") from None
     except PermissionError:
         raise ValueError(f"{path}: no permission to read it; change its owner or mode (chmod -R u+rX)") from None
     except (av.FFmpegError, IndexError, OSError) as error:
         raise ValueError(f"{path}: not a readable video ({error}); copy or record the file again") from None
-    while len(videos) > MAX_OPEN:
-        videos.popitem(last=False)[1][0].close()
-    videos.move_to_end(path)
-    return videos[path][0]

@@ -108,6 +108,13 @@ class View:
             step = int(self._kept[self._starts[episode] + step])
         return direct(self._inner(episode), step, self._cameras[camera], out)
 
+    def recorded(self, episode: int, step: int, camera: str) -> tuple[int, int, str]:
+        """(episode, step, camera) as the recording counts and calls them, behind all views: what messages should name."""
+        if self._kept is not None:
+            step = int(self._kept[self._starts[episode] + step])
+        place = self._inner(episode), step, self._cameras[camera]
+        return self.source.recorded(*place) if isinstance(self.source, View) else place
+
     def states(self, episode: int) -> np.ndarray:
         states = self._steps(episode).states
         if states is None:
