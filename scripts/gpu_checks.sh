@@ -4,10 +4,11 @@
 #   scripts/gpu_checks.sh                       all steps, in order
 #   scripts/gpu_checks.sh environment engine    these
 #
-# Runs from a bare checkout: python3 with torch, triton and numpy; tyro, rich and simplejpeg are not needed. Wheels of what is missing can be
-# put on PYTHONPATH; the steps kernels and engine need pytest. Results lie in benchmarks/gpu, or in $OUT when that is set: then packed into
-# results.tar.gz beside summary.txt, after every step, because such a folder may carry few files and the machine may be taken away at any time.
-# What the tuner measured lies among them, in cache/; what lies in benchmarks/gpu/cache from earlier runs is used.
+# Runs from a bare checkout: python3 with torch, triton, numpy and peft; tyro, rich and simplejpeg are not needed. Wheels of what is missing
+# can be put on PYTHONPATH; the steps kernels, engine and train-tests need pytest, the last one h5py too. Results lie in benchmarks/gpu, or in
+# $OUT when that is set: then packed into results.tar.gz beside summary.txt, after every step, because such a folder may carry few files and
+# the machine may be taken away at any time. What the tuner measured lies among them, in cache/; what lies in benchmarks/gpu/cache from
+# earlier runs is used.
 #
 #   PRECISIONS="bf16 fp8" scripts/gpu_checks.sh latency-b        other precisions than the default four
 set -u
@@ -18,7 +19,8 @@ export PYTHONUNBUFFERED=1
 PYTHON=${PYTHON:-python3}
 LIMIT_S=${LIMIT_S:-480}
 PRECISIONS=${PRECISIONS:-bf16 fp8 int8 int4}
-STEPS=(environment kernels engine specialized tune-a tune-b tune-c latency-a latency-b latency-c table2 table3 table2-fp8 table3-fp8 ablation profile)
+STEPS=(environment kernels engine specialized tune-a tune-b tune-c latency-a latency-b latency-c table2 table3 table2-fp8 table3-fp8 ablation profile
+    train-tests train-lora train-compiled train-qlora train-full train-others memory)
 KERNEL_TESTS=(tests/engine/test_kernels.py tests/engine/test_kernels_compile.py tests/engine/test_pixels.py tests/engine/test_tuner.py)
 ENGINE_TESTS=(tests/engine/test_gpu.py tests/engine/test_engine.py)
 
@@ -84,6 +86,43 @@ step_profile() {
     done
     profile B eager 2 || failed=1
     return $failed
+}
+
+# The tests of training that have parts for a GPU: nothing in a step waits for it, nccl, 4-bit weights.
+step_train-tests() {
+    "$PYTHON" -m pytest -q --maxfail=20 -p no:cacheprovider tests/unit/test_guard.py tests/unit/test_qlora.py tests/unit/test_recompute.py \
+        tests/unit/test_optimizer.py tests/distributed/test_gpu_training.py
+}
+step_train-lora() { train lora --workload B --batch 1 8 --recompute none full --steps 16; }
+step_train-compiled() { train compiled --workload B --batch 8 16 --recompute none selective --compile True --steps 24; }
+step_train-qlora() { train qlora --workload B --tuning qlora --batch 1 8 --recompute full --steps 12; }
+step_train-full() { train full --workload B --tuning full --recompute selective --compile True --steps 12; }
+step_train-others() { train others --workload A C --recompute selective --compile True --steps 12 && train plain --workload B --plain True --steps 8; }
+
+# predicted against measured peak memory of configuration B
+step_memory() { "$PYTHON" scripts/measure_memory.py --out "$DIR"; }
+
+train() {
+    "$PYTHON" - "$@" <<'PY'
+import argparse, os, pathlib, sys
+from vla_oft.bench import train
+parser = argparse.ArgumentParser()
+parser.add_argument("name")
+parser.add_argument("--workload", nargs="+")
+parser.add_argument("--tuning", nargs="+", default=["lora"])
+parser.add_argument("--batch", nargs="+", type=int, default=[8])
+parser.add_argument("--recompute", nargs="+", default=["none"])
+parser.add_argument("--compile", type=bool, default=False)
+parser.add_argument("--plain", type=bool, default=False)
+parser.add_argument("--steps", type=int, default=16)
+given = parser.parse_args()
+out = pathlib.Path(os.environ["DIR"])
+rows = train.settings(given.workload, given.tuning, given.batch, given.recompute, compile=given.compile, plain=given.plain)
+request = train.TrainRequest(settings=rows, steps=given.steps, device="cuda", out=out, name=f"train-{given.name}")
+document = train.run(request, quiet=True)
+print((out / f"train-{given.name}-cuda.md").read_text())
+sys.exit(bool(document["failures"]))
+PY
 }
 
 latency() {

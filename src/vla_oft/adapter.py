@@ -2,14 +2,15 @@
 
 Folder in PEFT's layout: `adapter_config.json`, and `adapter_model.safetensors` with `base_model.model.MODULE.lora_A.weight` (r, in) and
 `.lora_B.weight` (out, r). An adapted weight is W + alpha / r * B A, summed in float32 and rounded once: the reference rounds each merge to
-bfloat16, which moves normalised actions by 1e-2.
+bfloat16, which moves normalised actions by 1e-2. With DoRA (Liu et al. 2024) the sum's rows are then brought to the lengths
+`.lora_magnitude_vector` (out,).
 """
 
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +21,9 @@ from torch import Tensor
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-_FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+_FACTOR = re.compile(r"(.+)\.lora_(A|B|magnitude_vector)(?:\.default)?(?:\.weight)?")
 _MUST_BE_OFF = (
-    *("use_dora", "fan_in_fan_out", "modules_to_save", "layer_replication", "lora_bias"),
+    *("fan_in_fan_out", "modules_to_save", "layer_replication", "lora_bias"),
     *("trainable_token_indices", "target_parameters", "use_qalora"),
 )
 
@@ -31,12 +32,13 @@ class Factors(NamedTuple):
     """The update of one layer: scaling * B A.
 
     a: (rank, in); b: (out, rank); of a convolution (rank, in, k, k) and (out, rank, 1, 1). scaling: alpha / rank, or alpha / sqrt(rank)
-    with rank-stabilised LoRA.
+    with rank-stabilised LoRA. magnitude: (out,) with DoRA, the length of each row of the sum; None without.
     """
 
     a: Tensor
     b: Tensor
     scaling: float
+    magnitude: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -46,27 +48,34 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """The update of every adapted module, by module name."""
+    """The update of every adapted module, by module name. rslora: how a `scaling` is written down, as alpha / sqrt(rank)."""
 
     factors: Mapping[str, Factors]
+    rslora: bool = False
 
     def merged(self, module: str, weight: Tensor) -> Tensor:
         """float32 sum of `weight` of `module` and its update, shape of `weight`; `weight` itself where nothing is adapted."""
         if module not in self.factors:
             return weight
-        a, b, scaling = self.factors[module]
+        a, b, scaling, magnitude = self.factors[module]
         update = b.to(weight.device, torch.float32).flatten(1) @ a.to(weight.device, torch.float32).flatten(1)
-        return torch.add(weight.float(), update.view(weight.shape), alpha=scaling)
+        total = torch.add(weight.float(), update.view(weight.shape), alpha=scaling)
+        if magnitude is None:
+            return total
+        lengths = magnitude.to(weight.device, torch.float32) / row_norms(total)
+        return total * lengths.view(-1, *[1] * (total.ndim - 1))
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise ValueError unless every adapted module exists with fitting shapes. shapes: parameter name -> shape."""
         wrong = []
-        for module, (a, b, _) in self.factors.items():
+        for module, (a, b, _, magnitude) in self.factors.items():
             shape = shapes.get(f"{module}.weight")
             if shape is None:
                 wrong.append(f"{module}: the model has no such layer")
             elif (b.shape[0], *a.shape[1:]) != tuple(shape) or a.shape[0] != b.shape[1]:
                 wrong.append(f"{module}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit {tuple(shape)}")
+            elif magnitude is not None and tuple(magnitude.shape) != (shape[0],):
+                wrong.append(f"{module}: the magnitude vector {tuple(magnitude.shape)} does not fit {tuple(shape)}")
         if wrong:
             raise ValueError(f"the LoRA adapter does not fit the model: {shortened(wrong)}")
 
@@ -75,7 +84,7 @@ class Adapter:
         folder.mkdir(parents=True, exist_ok=True)
         modules = sorted(self.factors)
         ranks = {module: self.factors[module].rank for module in modules}
-        alphas = {module: self.factors[module].scaling * ranks[module] for module in modules}
+        alphas = {module: self.factors[module].scaling * (ranks[module] ** 0.5 if self.rslora else ranks[module]) for module in modules}
         rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
         document = {
             "peft_type": "LORA",
@@ -86,6 +95,8 @@ class Adapter:
             "alpha_pattern": {module: value for module, value in alphas.items() if value != alpha},
             "lora_dropout": 0.0,
             "bias": "none",
+            "use_rslora": self.rslora,
+            "use_dora": any(factors.magnitude is not None for factors in self.factors.values()),
             "target_modules": modules,
             "task_type": None,
             "inference_mode": True,
@@ -96,11 +107,15 @@ class Adapter:
             for module in modules
             for side, factor in zip("AB", self.factors[module][:2], strict=True)
         }
+        for module, (a, _, _, magnitude) in self.factors.items():
+            if magnitude is not None:  # of a convolution, peft wants (1, out, 1, 1)
+                shape = (-1,) if a.ndim == 2 else (1, -1, *[1] * (a.ndim - 2))
+                tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = magnitude.reshape(shape).contiguous()
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Read an adapter folder. Raises ValueError for kinds of adapters other than plain LoRA and for keys that are not understood."""
+    """Read an adapter folder. Raises ValueError for kinds of adapters other than LoRA, rsLoRA and DoRA, and for unknown keys."""
     adapter, others = read_adapter(folder)
     if others:
         raise ValueError(f"{folder / WEIGHTS} has tensors that belong to no LoRA layer: {shortened(sorted(others))}")
@@ -116,11 +131,15 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
         tensors = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} cannot be read ({error}): copy or download it again") from None
-    return split_factors(tensors, str(folder / WEIGHTS), lambda module, rank: _scaling(config, module, rank))
+    adapter, others = split_factors(tensors, str(folder / WEIGHTS), lambda module, rank: _scaling(config, module, rank))
+    wrong = [module for module, factors in adapter.factors.items() if (factors.magnitude is not None) != bool(config.get("use_dora"))]
+    if wrong:
+        raise ValueError(f"{folder / CONFIG}: use_dora={config.get('use_dora')!r} contradicts the tensors of {shortened(wrong)}")
+    return replace(adapter, rslora=bool(config.get("use_rslora"))), others
 
 
 def split_factors(tensors: Mapping[str, Tensor], where: str, scaling: Callable[[str, int], float]) -> tuple[Adapter, dict[str, Tensor]]:
-    """Tensors by name -> the adapter of all `MODULE.lora_A[.default].weight` and `.lora_B`, and the other tensors.
+    """Tensors by name -> the adapter of all `MODULE.lora_A[.default].weight`, `.lora_B` and DoRA's magnitudes, and the other tensors.
 
     scaling: of a module with a rank. Raises ValueError for half an update, naming `where`.
     """
@@ -131,14 +150,19 @@ def split_factors(tensors: Mapping[str, Tensor], where: str, scaling: Callable[[
             sides.setdefault(match[1], {})[match[2]] = tensor
         else:
             others[name] = tensor
-    lone = sorted(module for module, pair in sides.items() if len(pair) < 2)
+    lone = sorted(module for module, parts in sides.items() if not {"A", "B"} <= parts.keys())
     if lone:
         raise ValueError(f"{where}: only one of lora_A and lora_B for {shortened(lone)}")
-    return Adapter({m: Factors(pair["A"], pair["B"], scaling(m, pair["A"].shape[0])) for m, pair in sides.items()}), others
+
+    def factors(module: str, parts: dict[str, Tensor]) -> Factors:
+        magnitude = parts.get("magnitude_vector")
+        return Factors(parts["A"], parts["B"], scaling(module, parts["A"].shape[0]), None if magnitude is None else magnitude.flatten())
+
+    return Adapter({module: factors(module, parts) for module, parts in sides.items()}), others
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json`, checked: plain LoRA without options that change its meaning."""
+    """`adapter_config.json`, checked: LoRA, with rsLoRA or DoRA or neither, without options that change its meaning."""
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG}: not a LoRA adapter")
@@ -152,6 +176,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     if unsupported or config.get("bias", "none") != "none":
         raise ValueError(f"{path}: {unsupported or {'bias': config['bias']}} is not supported; merge the adapter with what trained it")
     return config
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """Lengths of the rows of a matrix, or of the filters of a convolution: (out, ...) -> float32 (out,)."""
+    return torch.linalg.vector_norm(weight.float().flatten(1), dim=1)
 
 
 def shortened(names: Sequence[str], limit: int = 8) -> str:

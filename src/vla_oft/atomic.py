@@ -21,11 +21,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in (f for f in temporary.rglob("*") if f.is_file()):
-            _sync(file)
+            sync(file)
         if path.exists():
             path.rmdir()
         temporary.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -42,7 +42,7 @@ def replace_file(path: Path, text: str) -> None:
     temporary = temporary_beside(path)
     try:
         temporary.write_text(text)
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # still there when the disk is full
@@ -68,7 +68,8 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional
 
-from vla_oft import cli_bench, cli_data
+from vla_oft import cli_bench, cli_data, cli_doctor, cli_train
 
 
 def quickstart(
@@ -37,64 +37,6 @@ def quickstart(
 
     chosen = {name: value for name, value in (("episodes", episodes), ("steps", steps)) if value is not None}
     run(QuickstartConfig(out=out, task=task, trials=trials, seed=seed, **chosen))
-
-
-def train(
-    recipe: Positional[str],
-    *,
-    out: Path | None = None,
-    steps: int | None = None,
-    save_every: int | None = None,
-    log_every: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    seed: int | None = None,
-    resume: bool = False,
-    device: str | None = None,
-    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE"), UseAppendAction] = (),
-) -> None:
-    """Train a policy by a named recipe; see `vla-oft show RECIPE`.
-
-    Args:
-        recipe: name of a recipe.
-        out: run folder; runs/RECIPE by default. Must be empty or absent, unless --resume.
-        steps: optimizer steps in total (phases keep their shares).
-        save_every: steps between checkpoints.
-        log_every: steps between rows of metrics.jsonl.
-        batch_size: samples per step.
-        lr: peak learning rate.
-        seed: of initialisation, order and augmentation.
-        resume: continue the run in --out where its last checkpoint left off.
-        device: "cpu" or "cuda"; the GPU if there is one.
-        set: any other field of the recipe, for example model.path=runs/base or 'lora={"rank": 16}'; may be given several times.
-    """
-    import torch
-
-    from vla_oft.recipes import base
-    from vla_oft.train import loop
-
-    chosen = base.load(recipe)
-    direct = {"save_every": save_every, "log_every": log_every, "batch_size": batch_size, "lr": lr, "seed": seed}
-    config = base.override(chosen.train, {**{k: v for k, v in direct.items() if v is not None}, **base.parse_changes(list(set))})
-    if steps is not None:
-        config = base.with_total_steps(config, steps)
-    out, device = out or Path("runs") / recipe, device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loop.check(config, out, resume=resume, device=device)
-    base.generate(chosen, config)
-    folder = loop.train(config, out, resume=resume, device=device)
-    print(f"checkpoint: {folder}")
-
-
-def show(recipe: Positional[str]) -> None:
-    """Print everything a recipe will do, as JSON.
-
-    Args:
-        recipe: name of a recipe.
-    """
-    from vla_oft.config import to_dict
-    from vla_oft.recipes import base
-
-    print(json.dumps(to_dict(base.load(recipe)), indent=2, default=str))
 
 
 def evaluate(
@@ -269,12 +211,13 @@ def ckpt() -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
-    "train": train,
-    "show": show,
+    "train": cli_train.train,
+    "show": cli_train.show,
     "eval": evaluate,
     "data": cli_data.data,
     "ckpt": ckpt,
     "bench": cli_bench.bench,
+    "doctor": cli_doctor.doctor,
 }
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "data": cli_data.COMMANDS,

@@ -12,7 +12,7 @@ from vla_oft.cli_reading import AS_IT_IS, ReadingOptions
 
 
 def bench() -> None:
-    """Speed: latency, table2, table3, ablation, profile, data."""
+    """Speed: latency, table2, table3, ablation, profile, data, train."""
 
 
 def latency(
@@ -199,6 +199,7 @@ def data(
     batch_size: int = 32,
     seconds: float = 5.0,
     cached: bool = True,
+    neighbours: int = 4,
     keep: Path | None = None,
     out: Path | None = None,
     reading: ReadingOptions = AS_IT_IS,
@@ -216,6 +217,7 @@ def data(
         batch_size: samples in a batch.
         seconds: for each rate.
         cached: also measure with decoded frames on the disk.
+        neighbours: successive samples drawn together where that is measured, of video with few keyframes.
         keep: folder for the made-up datasets, to be used again; by default they are deleted.
         out: folder for JSON and table.
         json: print one JSON object on stdout and nothing else.
@@ -232,12 +234,64 @@ def data(
         batch_size=batch_size,
         seconds=seconds,
         cached=cached,
+        neighbours=neighbours,
         keep=keep,
         out=out,
+        skip_bad=reading.skip_bad,
     )
     if path is None and reading != AS_IT_IS:
         raise ValueError(f"{reading.named()} are about a dataset of your own: name its folder")
     _finish(bench_data.run(request, quiet=json, open_own=lambda: reading.open(str(path))[0]), json)
+
+
+def train(
+    *,
+    workload: tuple[str, ...] | None = None,
+    tuning: tuple[str, ...] = ("lora",),
+    batch: tuple[int, ...] = (8,),
+    recompute: tuple[str, ...] = ("none",),
+    compile: bool = False,
+    plain: bool = False,
+    steps: int = 20,
+    warmup: int = 5,
+    budget_s: float = 30.0,
+    device: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    name: str = "train",
+    json: bool = False,
+) -> None:
+    """How fast and in how much memory a policy trains, with random weights: samples/s, TFLOP/s, share of the device's rate, peak memory.
+
+    Args:
+        workload: A, B, C (the paper's configurations, 7.5 B parameters), cpu or nano; without it, a set of rows made for the device.
+        tuning: what trains, several allowed: lora, qlora (frozen weights in 4 bits), full, heads.
+        batch: samples in a step, several allowed.
+        recompute: activations computed again instead of kept, several allowed: none, selective, full.
+        compile: torch.compile, block by block.
+        plain: also time the step as it is usually written.
+        steps: timed steps of each row.
+        warmup: untimed steps before.
+        budget_s: fewer steps when these seconds are over.
+        device: "cpu" or "cuda"; the GPU if there is one.
+        seed: of the batches.
+        out: folder for JSON and table.
+        name: of these files.
+        json: print one JSON object on stdout and nothing else.
+    """
+    from vla_oft.bench import train as bench_train
+
+    request = bench_train.TrainRequest(
+        settings=bench_train.settings(workload, tuning, batch, recompute, compile=compile, plain=plain),
+        steps=steps,
+        warmup=warmup,
+        budget_s=budget_s,
+        device=device,
+        seed=seed,
+        out=out,
+        name=name,
+    )
+    _finish(bench_train.run(request, quiet=json), json)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -247,6 +301,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ablation": ablation,
     "profile": profile,
     "data": data,
+    "train": train,
 }
 
 

@@ -33,7 +33,7 @@ class Interface:
         if not self.config.use_state:
             return None
         assert self.statistics.state is not None  # checked against the robot in __init__
-        kind = self.config.robot.normalization
+        kind = self.config.state_normalization or self.config.robot.normalization
         return Normalizer(self.statistics.state, self.statistics.state_mask, kind, when if self.config.parity else None)
 
     def check(self, observations: Sequence[Observation]) -> None:

@@ -2,7 +2,7 @@
 
 Sums are taken in float32 and rounded once, to the type that is stored. The check compares two forward passes in float32:
 
-    before   W x + alpha / r * B (A x)      the stored base, the update computed beside it
+    before   W x + alpha / r * B (A x)      the stored base, the update computed beside it; with DoRA scaled row by row
     after    W' x                           W' as it will be stored
 
 The reference adds in bfloat16 without looking: recorded checkpoints move by 1e-2 of the normalised range.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla_oft import __version__, hub
-from vla_oft.adapter import Adapter, load_adapter
+from vla_oft.adapter import Adapter, Factors, load_adapter
 from vla_oft.atomic import atomic_directory, require_empty
 from vla_oft.policy import Policy, checkpoint_folder, load_config, load_weights, some_dataset
 from vla_oft.statistics import load_statistics
@@ -91,8 +91,9 @@ def load_unmerged(folder: Path, dtype: torch.dtype) -> Policy:
 def unmerged(policy: Policy, adapter: Adapter) -> Iterator[None]:
     """Inside, every adapted layer adds its update beside its own weights; nothing is merged, and peft is not needed."""
     hooks = []
-    for name, (a, b, scaling) in adapter.factors.items():
-        hooks.append(policy.get_submodule(name).register_forward_hook(_update(a, b, scaling)))
+    for name, factors in adapter.factors.items():
+        layer = policy.get_submodule(name)
+        hooks.append(layer.register_forward_hook(_update(factors, _lengths(layer, factors))))
     try:
         yield
     finally:
@@ -108,16 +109,32 @@ def merge(policy: Policy, adapter: Adapter, dtype: torch.dtype) -> None:
         parameter.copy_(merged.to(dtype))
 
 
-def _update(a: Tensor, b: Tensor, scaling: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    a, b = a.float(), b.float()
+def _update(factors: Factors, lengths: Tensor | None) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    a, b, scaling = factors.a.float(), factors.b.float(), factors.scaling
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        channels = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
         if isinstance(layer, nn.Conv2d):
             low = F.conv2d(inputs[0], a, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)  # type: ignore[arg-type]
-            return output + scaling * F.conv2d(low, b)
-        return output + scaling * F.linear(F.linear(inputs[0], a), b)
+            total = output + scaling * F.conv2d(low, b)
+        else:
+            total = output + scaling * F.linear(F.linear(inputs[0], a), b)
+        if lengths is None:
+            return total
+        bias = layer.bias if isinstance(layer.bias, Tensor) else torch.zeros_like(lengths)
+        return (total - bias.view(channels)) * lengths.view(channels) + bias.view(channels)
 
     return add
+
+
+def _lengths(layer: nn.Module, factors: Factors) -> Tensor | None:
+    """DoRA's factor of each row (out,), from the norms of B A and W alone: |W + s B A|^2 = |W|^2 + 2 s <W, B A> + s^2 |B A|^2."""
+    if factors.magnitude is None:
+        return None
+    weight, a, b = (tensor.detach().double().flatten(1) for tensor in (layer.get_parameter("weight"), factors.a, factors.b))
+    squares = weight.square().sum(1) + 2 * factors.scaling * ((weight @ a.T) * b).sum(1)
+    squares += factors.scaling**2 * ((b @ (a @ a.T)) * b).sum(1)
+    return (factors.magnitude.double() / squares.sqrt()).float()
 
 
 @torch.inference_mode()

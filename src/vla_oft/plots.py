@@ -65,7 +65,7 @@ def chart(
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{number(10**tick if log else tick)}</text>')
     for tick in ticks(x_low, x_high, 5):
         across, _ = place(tick, y_low)
-        parts.append(f'<text class="tick" x="{across}" y="{HEIGHT - 7}" text-anchor="middle">{number(tick)}</text>')
+        parts.append(_below(across, number(tick)))
     for s in series:
         for run in _finite_runs(s):
             points = " ".join("{},{}".format(*place(px, float(scale(py)))) for px, py in run)
@@ -89,7 +89,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], *, label: str) -> s
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{number(tick)}</text>')
     for tick in ticks(low, high, 5):
-        parts.append(f'<text class="tick" x="{across(tick)}" y="{HEIGHT - 7}" text-anchor="middle">{number(tick)}</text>')
+        parts.append(_below(across(tick), number(tick)))
     for first, last, count in zip(edges[:-1], edges[1:], counts, strict=True):
         if count:
             tall = max(1.0, round(count / most * room, 1))
@@ -137,13 +137,19 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def _below(across: float, text: str) -> str:
+    """A tick of the horizontal axis; the last one ends at the edge, where half of it would be cut off."""
+    edge = across > WIDTH - 14
+    return f'<text class="tick" x="{WIDTH if edge else across}" y="{HEIGHT - 7}" text-anchor="{"end" if edge else "middle"}">{text}</text>'
+
+
 def _head(label: str) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label, quote=True)}">'
 
 
 def _range(low: float, high: float, margin: float) -> tuple[float, float]:
     if high - low <= 1e-12 * max(1.0, abs(low)):
-        spread = max(abs(low) * 0.1, 1e-3)
+        spread = abs(low) * 0.1 or 1e-3
         return low - spread, high + spread
     spread = (high - low) * margin
     return low - spread, high + spread

@@ -139,6 +139,7 @@ class Policy(nn.Module):
         """Loss (scalar) and detached metrics of one training batch."""
         decoder = self._sequence(batch)
         loss, metrics = self.action_head.loss(decoder, batch.actions, batch.valid)
+        loss = loss * batch.share
         if self.grounding_head is not None and batch.grounding is not None:
             extra, extra_metrics = self.grounding_head.mask_loss(decoder.patch_states, batch.grounding)
             loss, metrics = loss + extra, {**metrics, **extra_metrics}

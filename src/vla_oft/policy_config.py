@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Literal
 
 from vla_oft import preprocess
 from vla_oft.config import PLUGIN, from_dict
@@ -26,6 +26,7 @@ class PolicyConfig:
     use_state: whether the proprioceptive state is an input token.
     grounding: auxiliary dense supervision, or None.
     parity: behave as the reference does where this package deliberately does not, see docs/parity.md. Imported checkpoints do.
+    state_normalization: of the state, where it is another than the robot's, which the actions have.
     """
 
     robot: RobotSpec
@@ -38,6 +39,7 @@ class PolicyConfig:
     prompt_style: tokens.PromptStyle
     grounding: grounding.Config | None
     parity: bool = False
+    state_normalization: Literal["bounds_q99", "bounds", "zscore"] | None = None
 
     def __post_init__(self) -> None:
         if self.preprocess.image_size != self.vlm.dino.image_size:

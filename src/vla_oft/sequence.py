@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vla_oft.heads.base import Steps
 from vla_oft.vlm import prismatic
@@ -30,13 +29,15 @@ class Batch(PolicyInputs):
     """Inputs and targets.
 
     actions: float32 (B, K, D) normalised; valid: bool (B, K). grounding: uint8 (B, V, 2, S, S), see `heads/grounding.py`, and
-    landmarks: float32 (B, 2, 3) in metres, or None where the data has none.
+    landmarks: float32 (B, 2, 3) in metres, or None where the data has none. share: weight of the actions' loss; passes of one step that
+    hold unequal numbers of valid actions are averaged by it.
     """
 
     actions: Tensor
     valid: Tensor
     grounding: Tensor | None = None
     landmarks: Tensor | None = None
+    share: float = 1.0
 
 
 class Sequence:
@@ -53,6 +54,7 @@ class Sequence:
         ends = torch.tensor([special.bos, special.stop], device=device).expand(B, 2)
         self.bos_embed, self.stop_embed = self.embed(ends).split(1, dim=1)
         self.prompt = self.embed(inputs.prompt_ids)
+        self.num_padding = None if inputs.prompt_mask is None else (~inputs.prompt_mask).sum(1, keepdim=True)  # (B, 1)
         dtype = self.prompt.dtype
         patches = self.vlm.embed_images(inputs.pixels.to(dtype), self._mean_language(padding_counts))
         self.num_patches = patches.shape[1]
@@ -60,7 +62,7 @@ class Sequence:
         if state_projector is not None:
             assert inputs.state is not None, "a policy with use_state got no state"
             self.prefix.append(state_projector(inputs.state.to(dtype))[:, None])
-        self.patch_states = self.first_hidden = patches  # of the latest call: see __call__
+        self.patch_states = self.first_hidden = patches  # of the latest call: where they enter the last layer, and the first slot's (B, W)
 
     def _mean_language(self, padding_counts: bool) -> Tensor:
         """(B, W): mean embedding of BOS, prompt and stop token. FiLM's input. The reference's training lets padding count."""
@@ -80,23 +82,22 @@ class Sequence:
 
     def __call__(self, slots: Tensor, context: Tensor | None = None, *, causal: bool = False, predict_stop: bool = False) -> Tensor:
         prefix = self.prefix if context is None else [*self.prefix, context[:, None]]
-        embeds = torch.cat([*prefix, self.prompt, slots, self.stop_embed], dim=1)
-        num_fixed, num_slots = sum(p.shape[1] for p in prefix), slots.shape[1]
-        rows = slice(embeds.shape[1] - num_slots - 2, embeds.shape[1] - 2 + predict_stop)
+        embeds = self._padding_first(prefix, slots, self.stop_embed)
+        length, num_slots = embeds.shape[1], slots.shape[1]
         hidden, penultimate = self.vlm.language_model(
             embeds,
-            self._positions(num_fixed, embeds.shape[1]),
-            key_mask=self._key_mask(num_fixed, embeds.shape[1]),
+            self._positions(length),
+            key_mask=self._key_mask(length),
             causal=causal,
-            rows=rows,
+            rows=slice(length - num_slots - 2, length - 2 + predict_stop),
         )
-        self.patch_states = penultimate[:, 1 : 1 + self.num_patches]  # (B, V * P, W) where they enter the last layer
-        self.first_hidden = hidden[:, 0]  # (B, W)
+        self.patch_states = self._patches(penultimate)
+        self.first_hidden = hidden[:, 0]
         return hidden
 
     def steps(self) -> Steps:
-        embeds = torch.cat([*self.prefix, self.prompt], dim=1)
-        num_fixed, length = embeds.shape[1] - self.prompt.shape[1], embeds.shape[1]
+        embeds = self._padding_first(self.prefix)
+        length = embeds.shape[1]
         cache = self.vlm.language_model.new_cache()
 
         def step(token: Tensor | None) -> Tensor:
@@ -105,8 +106,8 @@ class Sequence:
             new = embeds if token is None else token[:, None]
             hidden, _ = self.vlm.language_model(
                 new,
-                self._positions(num_fixed, length)[:, -new.shape[1] :],
-                key_mask=self._key_mask(num_fixed, length),
+                self._positions(length)[:, -new.shape[1] :],
+                key_mask=self._key_mask(length),
                 causal=True,
                 rows=slice(new.shape[1] - 1, new.shape[1]),
                 cache=cache,
@@ -115,14 +116,26 @@ class Sequence:
 
         return step
 
-    def _positions(self, num_fixed: int, length: int) -> Tensor:
-        positions = torch.arange(length, device=self.prompt.device)[None]
-        mask = self.inputs.prompt_mask
-        if mask is None:
-            return positions
-        padding = (~mask).sum(1, keepdim=True)
-        return torch.where(positions < num_fixed, positions, (positions - padding).clamp(min=num_fixed))
+    def _padding_first(self, prefix: list[Tensor], *rest: Tensor) -> Tensor:
+        """(B, S, W): prefix, prompt and rest, with what pads the prompt moved to the front, where attention wants it."""
+        embeds = torch.cat([*prefix, self.prompt, *rest], dim=1)
+        if self.num_padding is None:
+            return embeds
+        num_fixed, place = sum(p.shape[1] for p in prefix), torch.arange(embeds.shape[1], device=embeds.device)[None]
+        padding, moved = place < self.num_padding, place < self.num_padding + num_fixed
+        source = torch.where(padding, place + num_fixed, torch.where(moved, place - self.num_padding, place))
+        return embeds.gather(1, source[..., None].expand_as(embeds))
 
-    def _key_mask(self, num_fixed: int, length: int) -> Tensor | None:
-        mask = self.inputs.prompt_mask
-        return None if mask is None else F.pad(mask, (num_fixed, length - num_fixed - mask.shape[1]), value=True)
+    def _patches(self, states: Tensor) -> Tensor:
+        """Of the states (B, S, W) of all rows those of the patches, (B, V * P, W), which come after padding and BOS."""
+        if self.num_padding is None:
+            return states[:, 1 : 1 + self.num_patches]
+        place = torch.arange(1, 1 + self.num_patches, device=states.device)[None] + self.num_padding
+        return states.gather(1, place[..., None].expand(-1, -1, states.shape[-1]))
+
+    def _positions(self, length: int) -> Tensor:
+        positions = torch.arange(length, device=self.prompt.device)[None]
+        return positions if self.num_padding is None else (positions - self.num_padding).clamp(min=0)
+
+    def _key_mask(self, length: int) -> Tensor | None:
+        return None if self.num_padding is None else torch.arange(length, device=self.prompt.device)[None] >= self.num_padding

@@ -106,24 +106,35 @@ def write_shards(tensors: Mapping[str, LazyTensor], folder: Path, max_bytes: int
 def load_fitting(
     folder: Path, expected: Mapping[str, tuple[int, ...]], device: str | torch.device, dtype: torch.dtype, *, merge: bool = True
 ) -> dict[str, Tensor]:
-    """All weights of a checkpoint on `device` in `dtype`, which must have exactly the `expected` names and shapes.
+    """All weights of a checkpoint on `device` in `dtype`; see `open_fitting`. Raises ValueError when the machine has not enough memory."""
+    found = {name: weight.to(dtype) for name, weight in open_fitting(folder, expected, device, merge=merge).items()}
+    if torch.device(device).type == "cpu":
+        check_memory(sum(weight.num_bytes for weight in found.values()), f"{folder} as {dtype}")
+    return {name: weight.read() for name, weight in found.items()}
+
+
+def open_fitting(
+    folder: Path, expected: Mapping[str, tuple[int, ...]], device: str | torch.device = "cpu", *, merge: bool = True
+) -> dict[str, LazyTensor]:
+    """All weights of a checkpoint, each read when it is needed, which must have exactly the `expected` names and shapes.
 
     merge: add the LoRA adapter in `adapter/`, if there is one, in float32. Raises ValueError, before any weight is read, listing what does
-    not fit, or when the machine has not enough memory.
+    not fit.
     """
     stored = open_weights(folder, device)
     check_fit(expected, {name: tensor.shape for name, tensor in stored.items()}, f"{folder}: the weights do not fit policy.json")
-    adapter = load_adapter(folder / "adapter") if merge and (folder / "adapter").is_dir() else None
-    if adapter:
-        adapter.check(expected)
-    if torch.device(device).type == "cpu":
-        check_memory(sum(tensor.to(dtype).num_bytes for tensor in stored.values()), f"{folder} as {dtype}")
+    if not merge or not (folder / "adapter").is_dir():
+        return stored
+    adapter = load_adapter(folder / "adapter")
+    adapter.check(expected)
 
-    def load(name: str) -> Tensor:
-        weight = stored[name].read()
-        return (adapter.merged(name.removesuffix(".weight"), weight) if adapter else weight).to(dtype)
+    def merged(name: str, weight: LazyTensor) -> LazyTensor:
+        module = name.removesuffix(".weight")
+        if module not in adapter.factors:
+            return weight
+        return LazyTensor(weight.shape, torch.float32, lambda: adapter.merged(module, weight.read()))
 
-    return {name: load(name) for name in stored}
+    return {name: merged(name, weight) for name, weight in stored.items()}
 
 
 def check_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:

@@ -142,7 +142,10 @@ def test_training_batch(folder):
     close(head["slots"][0], wanted["noisy_action_features"], atol=1e-6, rtol=0)
     close(head["predicted"][0], wanted["head_output"], atol=5e-5, rtol=0)
     close(diffusion.embed_levels(levels, 32), wanted["diffusion_timestep_embeddings"], atol=1e-6, rtol=0)
-    close(backbone["multimodal_embeddings"][0][:, CONTEXT], wanted["diffusion_timestep_embeddings"], atol=1e-6, rtol=0)
+    assert batch.prompt_mask is not None
+    after_padding = CONTEXT + (~batch.prompt_mask).sum(1)
+    context = backbone["multimodal_embeddings"][0][torch.arange(len(after_padding)), after_padding]
+    close(context, wanted["diffusion_timestep_embeddings"], atol=1e-6, rtol=0)
     close(backbone["actions_hidden_states"][0], wanted["head_input"], atol=5e-5, rtol=0)
     gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
     assert gradients.keys() == norms.keys()

@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests import adapting
 from tests.parity.fixtures import checkpoint, close, expected, recording, training_batch
 from vla_oft import preprocess
 from vla_oft.adapter import load_adapter
 from vla_oft.merge import load_unmerged
 from vla_oft.policy import Batch, Policy
 from vla_oft.train import lora
-from vla_oft.train.loop import backward
 from vla_oft.train.lora import Lora
 from vla_oft.train.optimizer import AdamW
 from vla_oft.train.schedule import Reference
+from vla_oft.train.step import backward
 
 pytest.importorskip("peft", reason="needs the extra 'train'")
 REFERENCE_ADAMW = AdamW(weight_decay=0.01, betas=(0.9, 0.999), decay="all")
@@ -33,9 +34,7 @@ def our_name(name: str) -> str:
 
 def adapted(folder: Path, rank: int, *, base: bool) -> Policy:
     """The fixture's policy with fresh updates of all the reference's targets, ready to train."""
-    policy = load_unmerged(checkpoint(folder, base=base), torch.float32).train()
-    lora.inject(policy, Lora(rank=rank, targets="reference"), seed=0)
-    return policy
+    return adapting.adapted(load_unmerged(checkpoint(folder, base=base), torch.float32), Lora(rank=rank, targets="reference")).train()
 
 
 def set_weights(policy: Policy, weights: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""LoRA: what is adapted and what is left alone, checkpoints that resume exactly and load merged, stock peft, and `ckpt merge`."""
+"""LoRA, rsLoRA and DoRA: what is adapted and what is left alone, checkpoints that resume exactly and load merged, peft, `ckpt merge`."""
 
 import dataclasses
 import json
@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import config, rows, write_demos
 from torch import nn
 
+from tests.adapting import adapted, everything, shake, write
 from tests.tiny import observation, tiny_batch, tiny_config, tiny_policy
+from tests.training import config, rows, write_demos
 from vla_oft.config import from_dict, to_dict
 from vla_oft.heads import discrete
 from vla_oft.merge import load_unmerged, merge_checkpoint, unmerged
 from vla_oft.policy import Policy
-from vla_oft.train import lora
+from vla_oft.train import checkpoint, lora
+from vla_oft.train.blueprint import Blueprint
 from vla_oft.train.config import Phase, Pretrained, TrainConfig
+from vla_oft.train.freeze import FILM, freeze_parts
 from vla_oft.train.loop import train
 from vla_oft.train.lora import Lora
 from vla_oft.train.optimizer import AdamW, Muon
@@ -26,6 +29,7 @@ from vla_oft.vlm import sizes
 
 pytest.importorskip("peft", reason="needs the extra 'train'")
 SMALL = Lora(rank=4)
+VARIANTS = [SMALL, Lora(rank=4, rslora=True), Lora(rank=4, dora=True), Lora(rank=4, dora=True, rslora=True, alpha=2.0)]
 
 
 def whole_policy(**changes) -> Policy:
@@ -37,14 +41,6 @@ def whole_policy(**changes) -> Policy:
         siglip=dataclasses.replace(vlm.siglip, unread_weights=True, attention_pool=True),
     )
     return tiny_policy(vlm=vlm, **changes)
-
-
-def shake(policy: Policy, size: float = 0.3) -> None:
-    """Give B, which starts at zero, something to say."""
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in policy.named_parameters():
-        if ".lora_B." in name:
-            nn.init.normal_(parameter, std=size, generator=generator)
 
 
 @pytest.fixture(scope="module")
@@ -95,24 +91,86 @@ def test_layers_can_be_chosen_by_name_and_a_misspelt_name_is_refused():
         lora.target_modules(policy, Lora(targets=("qproj", "v_proj", "lm_head")))
 
 
-@pytest.mark.parametrize(("settings", "scaling"), [(Lora(rank=4), 1.0), (Lora(rank=32), 0.5), (Lora(rank=4, alpha=2.0), 0.5)])
-def test_the_updates_are_scaled_by_alpha_over_rank(tmp_path, settings, scaling):
-    policy = tiny_policy()
-    lora.inject(policy, settings, seed=0)
-    shake(policy)
+@pytest.mark.parametrize(
+    ("settings", "scaling"),
+    [(Lora(rank=4), 1.0), (Lora(rank=32), 0.5), (Lora(rank=4, alpha=2.0), 0.5), (Lora(rank=16, alpha=8.0, rslora=True), 2.0)],
+)
+def test_the_updates_are_scaled_by_alpha_over_rank_or_its_root(tmp_path, settings, scaling):
+    policy = shake(adapted(tiny_policy(), settings))
     assert {factors.scaling for factors in lora.adapter(policy).factors.values()} == {scaling}
-    lora.write(policy, tmp_path, previous=None)
+    write(policy, tmp_path)
     with torch.inference_mode():
         torch.testing.assert_close(Policy.load(tmp_path).predict(tiny_like(policy)), policy.predict(tiny_like(policy)), atol=1e-5, rtol=0)
 
 
-def test_adapting_changes_no_action_and_freezes_the_backbone():
+@pytest.mark.parametrize("freeze", [("vision",), ("projector", "language"), ("vision", "projector", "language")])
+def test_frozen_parts_do_not_train_but_film_and_heads_do(freeze):
+    names = {"vision": "vlm.vision_backbone.", "projector": "vlm.projector.", "language": "vlm.language_model."}
+    policy = whole_policy().train()
+    freeze_parts(policy, freeze)
+    trained = {name for name, p in policy.named_parameters() if p.requires_grad}
+    policy(tiny_batch(policy))[0].backward()
+    assert trained == {name for name, p in policy.named_parameters() if p.grad is not None}
+    film = {name for name in trained if FILM.search(name.rpartition(".")[0])}
+    assert len(film) == 2 * 2 * 2 * 2 and {"action_head", "state_projector", "grounding_head"} <= {n.split(".")[0] for n in trained}
+    for part, prefix in names.items():
+        assert any(name.startswith(prefix) for name in trained - film) == (part not in freeze)
+
+
+def test_freezing_everything_is_refused():
+    policy = tiny_policy(film=False, head=discrete.Config(), use_state=False, grounding=None)
+    with pytest.raises(ValueError, match="leaves nothing to train"):
+        freeze_parts(policy, ("vision", "projector", "language"))
+
+
+def test_no_layer_of_a_frozen_part_is_adapted():
+    policy = whole_policy()
+    for targets in ("default", "reference"):
+        names = lora.target_modules(policy, Lora(targets=targets), ("vision", "projector"))
+        assert names and all(name.startswith("vlm.language_model.") for name in names)
+    with pytest.raises(ValueError, match=r"outside the frozen parts is called q_proj; there are .*qkv"):
+        lora.target_modules(policy, Lora(targets=("q_proj",)), ("language",))
+    with pytest.raises(ValueError, match=r"leaves no layer to adapt; set lora=null"):
+        lora.target_modules(policy, SMALL, ("vision", "projector", "language"))
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_an_adapted_blueprint_has_no_memory_and_knows_every_weight(settings):
+    plain = whole_policy()
+    blueprint = lora.inject(Blueprint.of(whole_policy()), settings, (), seed=0)
+    parameters = dict(blueprint.policy.named_parameters())
+    assert all(p.is_meta for p in parameters.values()) and parameters.keys() == blueprint.weights.keys()
+    for name, parameter in parameters.items():
+        assert blueprint.weights[name].read().shape == parameter.shape, name
+    for name, weight in plain.state_dict().items():
+        now = name if name in parameters else name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias")
+        assert torch.equal(blueprint.weights[now].read(), weight)
+
+
+@pytest.mark.parametrize("init", ["gaussian", "default"])
+def test_a_layers_update_starts_from_the_seed_and_its_name_alone(init):
+    few, all_ = (
+        lora.inject(Blueprint.of(tiny_policy()), Lora(rank=8, init=init, targets=targets), (), seed=3).weights
+        for targets in (("q_proj",), "default")
+    )
+    shared = [name for name in few if ".lora_A" in name]
+    assert len(shared) == 2 and all(torch.equal(few[name].read(), all_[name].read()) for name in shared)
+    drawn = torch.cat([all_[name].read().flatten() for name in all_ if ".lora_A" in name and "self_attn" in name])
+    assert len({all_[name].read().flatten()[0].item() for name in all_ if ".lora_A" in name}) > 30
+    expected = 1 / 8 if init == "gaussian" else (48 * 3) ** -0.5  # of a uniform number below 1 / sqrt(48)
+    assert drawn.std().item() == pytest.approx(expected, rel=0.1)
+    other = lora.inject(Blueprint.of(tiny_policy()), Lora(rank=8, init=init), (), seed=4).weights
+    assert not torch.equal(other[shared[0]].read(), all_[shared[0]].read())
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_adapting_changes_no_action_and_freezes_the_backbone(settings):
     policy = whole_policy()
     observations = [observation(seed=1), observation(seed=2)]
     before = policy.act(observations)
-    lora.inject(policy, SMALL, seed=0)
+    policy = adapted(policy, settings)
     for old, new in zip(before, policy.act(observations), strict=True):
-        np.testing.assert_array_equal(old.actions, new.actions)
+        np.testing.assert_allclose(old.actions, new.actions, atol=1e-6 if settings.dora else 0)
     trained = {name for name, p in policy.named_parameters() if p.requires_grad}
     in_full = {name for name in trained if ".lora_" not in name}
     assert {name.split(".")[0] for name in in_full} == {"action_head", "state_projector", "grounding_head", "vlm"}
@@ -135,8 +193,7 @@ def test_the_reference_shape_of_a_7b_model_has_its_published_number_of_parameter
 
 @pytest.mark.parametrize("optimizer", [AdamW(), AdamW(decay="all"), Muon()])
 def test_training_moves_the_adapter_and_no_frozen_bit(optimizer):
-    policy = whole_policy().train()
-    lora.inject(policy, SMALL, seed=0)
+    policy = adapted(whole_policy(), SMALL).train()
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     steps = optimizer.build(policy, 1e-2)
     for _ in range(2):
@@ -149,17 +206,25 @@ def test_training_moves_the_adapter_and_no_frozen_bit(optimizer):
             assert torch.equal(parameter, before[name]), name
 
 
-def test_a_bfloat16_base_trains_what_is_new_in_float32(capsys):
-    policy = whole_policy().train()
-    lora.inject(policy, Lora(rank=4, base_dtype="bfloat16"), seed=0)
-    assert "frozen weights are rounded to bfloat16" in capsys.readouterr().out
+def test_a_bfloat16_base_trains_what_is_new_in_float32():
+    policy = adapted(whole_policy(), Lora(rank=4, base_dtype="bfloat16")).train()
     assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
-    frozen = {n: p for n, p in policy.vlm.named_parameters() if not p.requires_grad and ".lora_" not in n}
-    assert {p.dtype for n, p in frozen.items() if not lora.FILM.search(n.rpartition(".")[0])} == {torch.bfloat16}
+    assert {p.dtype for n, p in policy.named_parameters() if not p.requires_grad} == {torch.bfloat16}
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = policy(tiny_batch(policy))
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in policy.parameters() if p.requires_grad)
+
+
+def test_under_autocast_no_float32_copy_of_a_layers_input_is_made():
+    policy = adapted(tiny_policy(), Lora(rank=4, base_dtype="bfloat16")).train()
+    seen: set[torch.dtype] = set()
+    for name, module in policy.named_modules():
+        if name.endswith(".lora_A.default") and "language_model" in name and "norm" not in name:
+            module.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        policy(tiny_batch(policy))
+    assert seen == {torch.bfloat16}
 
 
 def test_a_run_keeps_every_frozen_weight_and_loads_merged(run):
@@ -176,9 +241,9 @@ def test_a_run_keeps_every_frozen_weight_and_loads_merged(run):
 
 def test_a_loaded_checkpoint_acts_like_the_unmerged_model(run):
     tuned = run / "tuned/checkpoints/last"
-    plain = load_unmerged(tuned, torch.float32).eval()
-    lora.inject(plain, SMALL, seed=99)
-    plain.load_state_dict(torch.load(tuned / "trainer/state.pt", weights_only=True)["weights"], strict=False)
+    plain = adapted(load_unmerged(tuned, torch.float32), SMALL, seed=99).eval()
+    trained = {f"weight/{name}": p.detach() for name, p in plain.named_parameters() if p.requires_grad}
+    checkpoint.load_tensors(tuned, trained)
     observations = [observation(seed=s) for s in range(3)]
     merged = Policy.load(run / "tuned").act(observations)
     base = Policy.load(run / "base").act(observations)
@@ -198,16 +263,16 @@ def test_checkpoints_share_what_does_not_change(run):
 
 
 @pytest.mark.parametrize(
-    ("adapted", "changes"),
+    ("settings", "changes", "fresh"),
     [
-        (Lora(rank=4, dropout=0.2), {"ema_decay": 0.9, "accumulate": 2}),
-        (Lora(rank=4, targets="reference"), {"ema_decay": None, "optimizer": Muon()}),
-        (Lora(rank=4, base_dtype="bfloat16"), {"ema_decay": None, "precision": "bf16"}),
+        (Lora(rank=4, dropout=0.2), {"ema_decay": 0.9, "micro_batch": 2}, True),
+        (Lora(rank=4, targets="reference", dora=True), {"ema_decay": None, "optimizer": Muon(), "freeze": ("projector",)}, False),
+        (Lora(rank=4, base_dtype="bfloat16"), {"ema_decay": None, "precision": "bf16", "weights": "bfloat16+master"}, True),
+        (Lora(rank=4, base_dtype="nf4"), {"ema_decay": 0.9, "precision": "bf16", "recompute": "full"}, False),
     ],
 )
-@pytest.mark.parametrize("fresh", [True, False])
-def test_a_resumed_run_equals_an_uninterrupted_one(demos, run, tmp_path, adapted, changes, fresh):
-    whole = config(demos, lora=adapted, phases=(Phase(steps=4, mixture=(1.0,)),), save_every=2, **changes)
+def test_a_resumed_run_equals_an_uninterrupted_one(demos, run, tmp_path, settings, changes, fresh):
+    whole = config(demos, lora=settings, phases=(Phase(steps=4, mixture=(1.0,)),), save_every=2, **changes)
     if not fresh:
         whole = dataclasses.replace(whole, model=Pretrained(path=str(run / "base"), statistics="base"))
     train(whole, tmp_path / "whole")
@@ -223,18 +288,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(demos, run, tmp_path, adapted
             assert torch.equal(one[name], other[name]), name
 
 
-def test_stock_peft_reads_the_adapter(run):
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_stock_peft_reads_the_adapter_as_we_do(tmp_path, settings):
     from peft import PeftModel
 
-    tuned = run / "tuned/checkpoints/last"
-    ours = Policy.load(tuned)
-    theirs, batch = load_unmerged(tuned, torch.float32).eval(), tiny_like(ours)
+    write(shake(adapted(whole_policy(), settings)), tmp_path)
+    ours = Policy.load(tmp_path)
+    theirs, batch = load_unmerged(tmp_path, torch.float32).eval(), tiny_like(ours)
     with torch.inference_mode():
         base = theirs.predict(batch)
-        adapted = PeftModel.from_pretrained(nn.ModuleDict({"vlm": theirs.vlm}), str(tuned / "adapter")).eval()  # in place
+        wrapped = PeftModel.from_pretrained(nn.ModuleDict({"vlm": theirs.vlm}), str(tmp_path / "adapter")).eval()  # in place
         torch.testing.assert_close(theirs.predict(batch), ours.predict(batch), atol=1e-5, rtol=0)
-        assert (theirs.predict(batch) - base).abs().max() > 1e-4
-    assert {n for n, _ in adapted.named_parameters() if ".lora_" in n}
+        assert (theirs.predict(batch) - base).abs().max() > 1e-2
+    read = {name for name, _ in wrapped.named_parameters() if ".lora_" in name}
+    assert any("lora_magnitude_vector" in name for name in read) == settings.dora
+
+
+def test_an_adapter_that_contradicts_its_configuration_is_refused(tmp_path):
+    write(shake(adapted(tiny_policy(), Lora(rank=4, dora=True))), tmp_path)
+    path = tmp_path / "adapter/adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_dora": False}))
+    with pytest.raises(ValueError, match="use_dora=False contradicts the tensors of vlm"):
+        Policy.load(tmp_path)
 
 
 def tiny_like(policy: Policy):
@@ -269,17 +344,15 @@ def test_a_missing_peft_is_named_before_any_work(demos, tmp_path, monkeypatch):
         train(config(demos, lora=SMALL), tmp_path / "run")
 
 
-def adapted_checkpoint(out: Path, policy: Policy) -> Path:
-    lora.inject(policy, SMALL, seed=0)
-    shake(policy)
+def adapted_checkpoint(out: Path, settings: Lora = SMALL) -> Path:
     out.mkdir()
-    lora.write(policy, out, previous=None)
+    write(shake(adapted(whole_policy(), settings)), out)
     return out
 
 
-def test_merging_keeps_the_actions_and_drops_the_adapter(tmp_path):
-    policy = whole_policy()
-    source = adapted_checkpoint(tmp_path / "source", policy)
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_merging_keeps_the_actions_and_drops_the_adapter(tmp_path, settings):
+    source = adapted_checkpoint(tmp_path / "source", settings)
     (source / "trainer").mkdir()
     done = merge_checkpoint(source, tmp_path / "merged")
     assert 0 < done.difference < 1e-5
@@ -291,7 +364,7 @@ def test_merging_keeps_the_actions_and_drops_the_adapter(tmp_path):
 
 
 def test_merging_is_refused_when_the_policy_would_act_otherwise(tmp_path):
-    source = adapted_checkpoint(tmp_path / "source", whole_policy())
+    source = adapted_checkpoint(tmp_path / "source")
     with pytest.raises(ValueError, match=r"merged in bfloat16, .* more than the tolerance 1.0e-07; nothing was written.*--dtype float32"):
         merge_checkpoint(source, tmp_path / "merged", dtype="bfloat16", tolerance=1e-7)
     assert not (tmp_path / "merged").exists()
@@ -301,7 +374,7 @@ def test_merging_is_refused_when_the_policy_would_act_otherwise(tmp_path):
 
 
 def test_the_check_sees_a_wrong_sum(tmp_path, monkeypatch):
-    source = adapted_checkpoint(tmp_path / "source", whole_policy())
+    source = adapted_checkpoint(tmp_path / "source")
     monkeypatch.setattr("vla_oft.merge.merge", lambda policy, adapter, dtype: None)
     with pytest.raises(ValueError, match="the policy acts otherwise"):
         merge_checkpoint(source, tmp_path / "merged")
@@ -312,10 +385,11 @@ def test_merging_without_an_adapter_is_refused(run, tmp_path):
         merge_checkpoint(run / "base", tmp_path / "merged")
 
 
-def test_the_update_beside_the_weights_is_pefts(tmp_path):
-    policy = whole_policy()
-    source = adapted_checkpoint(tmp_path / "source", policy)
-    plain, batch = load_unmerged(source, torch.float32).eval(), tiny_like(policy)
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_the_update_beside_the_weights_is_pefts(tmp_path, settings):
+    policy = shake(adapted(whole_policy(), settings))
+    write(policy, tmp_path)
+    plain, batch = load_unmerged(tmp_path, torch.float32).eval(), tiny_like(policy)
     with torch.inference_mode():
         alone = plain.predict(batch)
         with unmerged(plain, lora.adapter(policy)):
@@ -323,3 +397,41 @@ def test_the_update_beside_the_weights_is_pefts(tmp_path):
         torch.testing.assert_close(together, policy.predict(batch), atol=1e-5, rtol=0)
         assert (together - alone).abs().max() > 1e-2
         torch.testing.assert_close(plain.predict(batch), alone, atol=0, rtol=0)
+
+
+def test_a_checkpoint_is_written_from_the_given_tensors_alone(tmp_path):
+    policy = shake(adapted(whole_policy(), Lora(rank=4, dora=True)))
+    snapshot = {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
+    wanted = policy.eval().predict(tiny_like(policy)).detach()
+    for parameter in policy.parameters():  # training goes on
+        if parameter.requires_grad:
+            parameter.data += 1
+    lora.write(policy, snapshot, tmp_path, previous=None)
+    torch.testing.assert_close(Policy.load(tmp_path).predict(tiny_like(policy)).detach(), wanted, atol=1e-5, rtol=0)
+    everywhere = everything(adapted(whole_policy(), Lora(rank=4, dora=True)))
+    meta = lora.inject(Blueprint.of(whole_policy()), Lora(rank=4, dora=True), (), seed=0).policy
+    (tmp_path / "second").mkdir()
+    lora.write(meta, {**everywhere, **snapshot}, tmp_path / "second", previous=None)  # a policy that holds nothing itself
+    first, second = (load_file(folder / f"{lora.FROZEN}.safetensors") for folder in (tmp_path, tmp_path / "second"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("settings", [SMALL, Lora(rank=32, dropout=0.3), Lora(rank=3, alpha=2.0)])
+def test_our_layers_compute_what_pefts_do(settings):
+    from peft.tuners.lora.layer import Linear
+
+    results = []
+    for ours in (True, False):
+        policy = shake(adapted(whole_policy(), settings)).train()
+        layers = [m for m in policy.modules() if isinstance(m, Linear)]
+        assert len(layers) > 20 and all(type(m) is not Linear for m in layers)
+        for layer in layers:
+            if not ours:
+                layer.__class__ = Linear
+        torch.manual_seed(0)
+        loss, _ = policy(tiny_batch(policy))
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in policy.parameters() if p.grad is not None)])
+    exact = settings.scale / settings.rank in (1.0, 0.5)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=0 if exact else 1e-4, rtol=0 if exact else 1e-3)

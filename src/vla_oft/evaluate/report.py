@@ -18,7 +18,7 @@ from vla_oft.html import bullets, embedded, escape, grid, key_values, page, sect
 from vla_oft.plots import Series, chart, smooth
 
 MEDIA_LIMIT_BYTES = 5_500_000  # base64 makes 7.3 MB of it: the page stays below 8 MB
-CURVES = ("loss", "action_l1", "lr", "grounding", "grad_norm", "val_action_l1")
+CURVES = ("loss", "action_l1", "lr", "grounding", "grad_norm", "validation_action_l1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ import importlib.metadata
 import os
 import platform
 import sys
-from pathlib import Path
+
+from vla_oft.machine import cpu_name
 
 DISTRIBUTIONS = ("vla-oft", "vla-oft-client", "numpy", "torch", "mujoco", "robosuite", "hf-libero", "gym-aloha")
 
@@ -17,14 +18,13 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {**found, "platform": platform.platform(), "cpu": _cpu(), "MUJOCO_GL": os.environ.get("MUJOCO_GL", ""), "renderer": _renderer()}
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} logical cores"
+    return {
+        **found,
+        "platform": platform.platform(),
+        "cpu": f"{cpu_name()}, {os.cpu_count()} logical cores",
+        "MUJOCO_GL": os.environ.get("MUJOCO_GL", ""),
+        "renderer": _renderer(),
+    }
 
 
 def _renderer() -> str:

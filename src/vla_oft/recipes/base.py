@@ -1,36 +1,89 @@
 """What a recipe is, how it is found, and how the command line changes it."""
 
 import dataclasses
+import difflib
 import importlib
 import json
 import pkgutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vla_oft import hub
 from vla_oft.collect import CollectConfig, SceneConfig, collect, collect_scenes, provenance
 from vla_oft.config import from_dict, to_dict
-from vla_oft.train.config import Phase, TrainConfig
+from vla_oft.train.config import Phase, Pretrained, TrainConfig
+from vla_oft.train.schedule import MultiStep, Reference
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A training run, and the simulated demonstrations that it generates first when they are not there yet."""
+    """A training run, and the simulated demonstrations that it generates first when they are not there yet.
+
+    get: for folders that the recipe reads and does not make, how to get them: a command, or words.
+    """
 
     train: TrainConfig
     collect: tuple[CollectConfig | SceneConfig, ...] = ()
+    get: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def names() -> list[str]:
     """All recipes, sorted."""
     package = importlib.import_module("vla_oft.recipes")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base" and not m.name.startswith("_"))
 
 
 def load(name: str) -> Recipe:
     """Recipe `name`. Raises ValueError listing the known ones."""
     if name not in names():
-        raise ValueError(f"unknown recipe '{name}'; known: {', '.join(names())}")
+        raise ValueError(f"unknown recipe '{name}'{did_you_mean(name, names())}; known: {', '.join(names())}")
     return importlib.import_module(f"vla_oft.recipes.{name}").recipe()
+
+
+def of_run(path: Path) -> Recipe:
+    """The run whose `train.json`, or whose folder, is `path`; with what the recipe of its name knows of datasets."""
+    file = path / "train.json" if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{file} does not exist: give the train.json of a run, or its folder") from None
+    except ValueError:
+        raise ValueError(f"{file} is not JSON: give the train.json of a run, or its folder") from None
+    train = from_dict(TrainConfig, document, str(file))
+    known = load(train.name) if train.name in names() else Recipe(train=train)
+    return dataclasses.replace(known, train=train)
+
+
+def summary(name: str) -> str:
+    """The first sentence of the recipe's file."""
+    text = importlib.import_module(f"vla_oft.recipes.{name}").__doc__ or ""
+    return text.strip().partition("\n")[0].rstrip(".:")
+
+
+def missing(recipe: Recipe, config: TrainConfig) -> dict[str, str]:
+    """Folders that `config` (the recipe's, or a changed one) reads, that are not here and that nothing will make; and how to get each."""
+    read = [*([config.model.path] if isinstance(config.model, Pretrained) else []), *(d.path for d in config.datasets)]
+    made = {str(request.out) for request in recipe.collect}
+    unknown = "no such folder, and not a hub id (owner/name)"
+    return {
+        path: recipe.get.get(path, unknown)
+        for path in dict.fromkeys(read)
+        if not Path(path).exists() and path not in made and (path in recipe.get or not hub.is_id(path))
+    }
+
+
+def require(recipe: Recipe, config: TrainConfig) -> None:
+    """Raise ValueError naming everything in `missing` for which the recipe knows where it comes from."""
+    known = {path: how for path, how in missing(recipe, config).items() if path in recipe.get}
+    if known:
+        raise ValueError("; ".join(f"{path} is not here, {how}" for path, how in known.items()))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ ", did you mean 'x'?" for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean '{near[0]}'?" if near else ""
 
 
 def generate(recipe: Recipe, config: TrainConfig) -> None:
@@ -92,7 +145,9 @@ def parse_changes(assignments: list[str]) -> dict[str, Any]:
 
 
 def with_total_steps(config: TrainConfig, steps: int) -> TrainConfig:
-    """The same run in `steps` optimizer steps: phases keep their shares, each at least one step."""
+    """The same run in `steps` optimizer steps: phases keep their shares, each at least one step, and the learning rate falls at the same
+    share of the run.
+    """
     if steps < len(config.phases):
         raise ValueError(f"steps={steps}: recipe '{config.name}' has {len(config.phases)} phases and needs at least one step for each")
     scaled = [max(1, round(p.steps * steps / config.total_steps)) for p in config.phases]
@@ -100,7 +155,15 @@ def with_total_steps(config: TrainConfig, steps: int) -> TrainConfig:
     if scaled[-1] < 1:
         scaled = [1] * (len(scaled) - 1) + [steps - len(scaled) + 1]
     phases = tuple(Phase(steps=n, mixture=p.mixture) for n, p in zip(scaled, config.phases, strict=True))
-    return dataclasses.replace(config, phases=phases)
+    return dataclasses.replace(config, phases=phases, schedule=_stretched(config.schedule, steps / config.total_steps))
+
+
+def _stretched(schedule: Any, factor: float) -> Any:
+    if isinstance(schedule, MultiStep):
+        return dataclasses.replace(schedule, milestones=tuple(max(1, round(m * factor)) for m in schedule.milestones))
+    if isinstance(schedule, Reference):
+        return dataclasses.replace(schedule, decay_at=max(1, round(schedule.decay_at * factor)))
+    return schedule
 
 
 def _child(owner: Any, part: str, name: str) -> Any:
@@ -108,5 +171,11 @@ def _child(owner: Any, part: str, name: str) -> Any:
         return owner[part]
     if isinstance(owner, list) and part.isdigit() and int(part) < len(owner):
         return owner[int(part)]
-    known = sorted(owner) if isinstance(owner, dict) else f"0..{len(owner) - 1}" if isinstance(owner, list) else "nothing"
-    raise ValueError(f"--set {name}: there is no '{part}'; there is {known}")
+    above = name.removesuffix(f".{part}") if name.endswith(f".{part}") else name.partition(f".{part}.")[0]
+    if owner is None:
+        raise ValueError(f"--set {name}: {above} is null here, it has no '{part}'; set it as a whole: --set '{above}={{\"{part}\": ...}}'")
+    if not isinstance(owner, dict | list):
+        raise ValueError(f"--set {name}: {above} is {owner!r}, it has no '{part}'")
+    known = sorted(owner) if isinstance(owner, dict) else f"0..{len(owner) - 1}"
+    guess = did_you_mean(part, owner) if isinstance(owner, dict) else ""
+    raise ValueError(f"--set {name}: there is no '{part}'{guess}; there is {known}")

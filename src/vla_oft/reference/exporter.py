@@ -46,6 +46,8 @@ def export_checkpoint(
         report(f"note: the reference's code ends every prompt with token {LLAMA2_EMPTY}; this tokenizer's is {config.vlm.tokens.empty}")
     label = step or _step(source)
     adapter = load_adapter(source / "adapter") if (source / "adapter").is_dir() else None
+    if adapter and config.vlm.film and any(f.magnitude is not None for f in adapter.factors.values()):
+        raise ValueError(f"{source} has a DoRA adapter and FiLM, for which there is no published layout: add it first, `ckpt merge`")
     if adapter and not unmerged:
         report("note: weights and adapter are summed and rounded once; `ckpt merge --dtype bfloat16` measures what that moves")
     weights = _typed(open_weights(source), keep=imported)
@@ -100,6 +102,8 @@ def _check_exportable(config: PolicyConfig, imported: bool) -> None:
             "the published code prepares images otherwise (JPEG, Lanczos, bicubic): train from an imported policy, or with "
             f"preprocess.reference_config; this one has camera={config.preprocess.camera}, resize={config.preprocess.resize!r}"
         )
+    if config.state_normalization not in (None, config.robot.normalization):
+        raise ValueError(f"the published layout normalises the state as the actions, not by '{config.state_normalization}'")
     if config.grounding is not None:
         raise ValueError("the published layout has no place for the grounding head: train with model.grounding=null")
 

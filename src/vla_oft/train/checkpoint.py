@@ -1,89 +1,182 @@
-"""Checkpoints of a run: `checkpoints/step-000500/` with the policy and `trainer/state.pt`; `checkpoints/last` points at the newest.
+"""Checkpoints of a run, written while the training goes on, whole or not at all.
 
-A checkpoint appears whole or not at all, and the pointer is replaced in one step: a kill at any instant leaves the last good one.
+    checkpoints/step-000500/    the policy, run.json, README.md, checksums.json
+        trainer/                what a resumed run also needs: state.json, and each process's part of the optimizer state in shards
+    checkpoints/last, best      links to the newest one, and to the one with the smallest validation error
+
+    training    step 500 | copy to the host | step 501 ...              step 1000
+    background                              | write, hash, rename, move `last`, prune |
+
+A kill at any instant, also in the middle of writing, leaves the last good checkpoint: what is being written has another name
+until all of it is on the disk.
 """
 
 import json
 import os
 import shutil
-from contextlib import nullcontext
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vla_oft.atomic import atomic_directory
-from vla_oft.policy import Policy
-from vla_oft.train import lora
-from vla_oft.train.ema import Ema
-from vla_oft.train.optimizer import Optimizers
+from vla_oft import checksums
+from vla_oft.atomic import sync
+from vla_oft.train import shards
+
+TRAINER, STATE = "trainer", "state.json"
+SCORE = "validation_action_l1"
+"""In `run.json`: what `best` goes by."""
+PATIENCE_S = 1800.0
+"""How long the first process waits for the parts of the others, on whatever disk they share."""
 
 
-def save(run: Path, policy: Policy, ema: Ema | None, trainer: dict[str, Any], facts: dict[str, Any], keep_last: int) -> Path:
-    """Write the checkpoint of step `trainer["step"]` (averaged weights when there is an EMA), move `last`, prune. Returns its folder."""
-    folder = run / "checkpoints" / f"step-{trainer['step']:06d}"
-    if folder.exists():  # left behind by a run that was resumed from an earlier step
-        shutil.rmtree(folder)
-    before = steps(run)
-    with atomic_directory(folder) as temporary:
-        (temporary / "trainer").mkdir()
-        torch.save(trainer, temporary / "trainer" / "state.pt")
-        with ema.applied() if ema else nullcontext():
-            if lora.is_adapted(policy):
-                lora.write(policy, temporary, previous=run / "checkpoints" / f"step-{before[-1]:06d}" if before else None)
-            else:
-                policy.write(temporary)
-        (temporary / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (temporary / "README.md").write_text(_model_card(policy, facts))
-    _point(run / "checkpoints" / "last", folder.name)
-    for old in steps(run)[:-keep_last]:
-        shutil.rmtree(run / "checkpoints" / f"step-{old:06d}")
-    return folder
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """Which checkpoints stay: the `last` ones, and for good every one whose step is a multiple of `every`, and the `best` one."""
+
+    last: int
+    every: int | None = None
+    best: bool = False
 
 
-def trainer_state(step: int, phase: int, loader: dict[str, Any], optimizer: Optimizers, policy: Policy, ema: Ema | None) -> dict[str, Any]:
-    """Everything that a resumed run needs beside the policy; tensors and plain types only, so that it loads with `weights_only`."""
-    return {
-        "step": step,
-        "phase": phase,
-        "loader": loader,
-        "optimizer": optimizer.state_dict(),
-        "rng": torch.get_rng_state(),
-        "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "ema": ema.state_dict() if ema else None,
-        "weights": _weights(policy, ema),
-    }
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A run at one step, copied to the host.
+
+    write_policy: writes the policy into a folder, given the previous checkpoint's or None; called in the background, of the first process
+    alone. parts: what this process writes of the optimizer's state. state: the rest, plain JSON. facts: `run.json`. card: `README.md`.
+    error: of the validation at this step, or None.
+    """
+
+    step: int
+    write_policy: Callable[[Path, Path | None], None]
+    parts: Mapping[str, shards.Part]
+    state: dict[str, Any]
+    facts: dict[str, Any]
+    card: str
+    error: float | None = None
 
 
-def _weights(policy: Policy, ema: Ema | None) -> dict[str, Tensor] | None:
-    """What the checkpoint itself does not hold: with LoRA all trained weights in full precision, with an EMA those not averaged."""
-    if lora.is_adapted(policy):
-        return lora.trained_state(policy)
-    return policy.state_dict() if ema else None
+class Checkpoints:
+    """Writes the snapshots of one process of a run, one at a time, in the background.
 
+    rank, world_size: of this process. barrier: waits for all of them. Every process calls every method at the same steps.
+    """
 
-def same_data(run: Path, datasets: list[dict[str, Any]]) -> None:
-    """Raise ValueError unless the datasets are those that the newest checkpoint was trained on."""
-    before = json.loads((run / "checkpoints" / "last" / "run.json").read_text())["datasets"]
-    for old, new in zip(before, datasets, strict=True):
-        if old["fingerprint"] != new["fingerprint"]:
-            raise ValueError(
-                f"cannot resume {run}: dataset '{new['name']}' at {new['path']} has changed since; restore it, or start a new run"
-            )
+    def __init__(self, run: Path, keep: Keep, *, rank: int = 0, world_size: int = 1, barrier: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.keep = run / "checkpoints", keep
+        self.rank, self.world_size, self.barrier = rank, world_size, barrier
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
 
+    @property
+    def last(self) -> Path | None:
+        """The newest complete checkpoint, or None."""
+        known = steps(self.folder.parent)
+        return self.folder / _name(known[-1]) if known else None
 
-def restore(state: dict[str, Any], policy: Policy, ema: Ema | None, optimizer: Optimizers) -> None:
-    """Put everything back as it was when `state` was saved; `policy` was loaded from the same checkpoint."""
-    if state["weights"] is not None:
-        missing, unexpected = policy.load_state_dict(state["weights"], strict=False)
-        assert not unexpected and not (set(missing) & {name for name, p in policy.named_parameters() if p.requires_grad})
-    if ema:
-        ema.load_state_dict(state["ema"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"])
-    if state.get("rng_cuda") and len(state["rng_cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["rng_cuda"])
+    def save(self, snapshot: Snapshot) -> None:
+        """Start writing; waits for the previous one first. Raises OSError when that has failed."""
+        self.wait()
+        writing = self._writing(snapshot.step)
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".step-*.writing"):  # by a run that was killed; one run at a time has the folder
+                shutil.rmtree(left)
+            (writing / TRAINER).mkdir(parents=True)
+        self.barrier()
+        self._thread = threading.Thread(target=self._work, args=(snapshot, writing), name="checkpoint")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what has gone wrong in the background, if anything has: OSError for a full disk."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def wait(self) -> None:
+        """Until all is written. Raises what has gone wrong."""
+        self.join()
+        self.check()
+
+    def join(self) -> None:
+        """The same, but silent about what has gone wrong: on the way out with another error."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _writing(self, step: int) -> Path:
+        return self.folder / f".{_name(step)}.writing"
+
+    def _work(self, snapshot: Snapshot, writing: Path) -> None:
+        try:
+            shards.write(snapshot.parts, writing / TRAINER / f"rank-{self.rank:05d}.safetensors")
+            if self.rank:
+                (writing / f"rank-{self.rank:05d}.done").touch()
+                return
+            self._write_whole(snapshot, writing)
+            final = self.folder / _name(snapshot.step)
+            _wait_for([writing / f"rank-{rank:05d}.done" for rank in range(1, self.world_size)])
+            self._publish(writing, final)
+            point(self.folder / "last", final.name)
+            if self.keep.best and snapshot.error is not None and self._is_best(snapshot):
+                point(self.folder / "best", final.name)
+            self._prune()
+        except BaseException as error:  # raised again in the main thread
+            if self.rank == 0:
+                shutil.rmtree(writing, ignore_errors=True)
+            self._error = _explained(error, self.folder)
+
+    def _write_whole(self, snapshot: Snapshot, writing: Path) -> None:
+        """What the first process writes for all."""
+        before = steps(self.folder.parent)
+        previous = self.folder / _name(before[-1]) if before else None
+        snapshot.write_policy(writing, previous)
+        (writing / TRAINER / STATE).write_text(json.dumps(snapshot.state) + "\n")
+        (writing / "run.json").write_text(json.dumps({**snapshot.facts, SCORE: snapshot.error}, indent=2) + "\n")
+        (writing / "README.md").write_text(snapshot.card)
+
+    def _publish(self, writing: Path, final: Path) -> None:
+        for marker in writing.glob("rank-*.done"):
+            marker.unlink()
+        checksums.write(writing, self._linked_sums(writing))
+        for file in (f for f in writing.rglob("*") if f.is_file()):
+            sync(file)
+        if final.exists():  # left behind by a run that was resumed from an earlier step
+            shutil.rmtree(final)
+        writing.rename(final)
+        sync(self.folder)
+
+    def _linked_sums(self, writing: Path) -> dict[str, str]:
+        """Sums of the files that are hard links to those of an earlier checkpoint: many gigabytes that need not be read again."""
+        known: dict[str, str] = {}
+        for step in steps(self.folder.parent)[-1:]:
+            earlier = self.folder / _name(step)
+            for name, value in checksums.read(earlier).items():
+                old, new = earlier / name, writing / name
+                if old.is_file() and new.is_file() and old.samefile(new):
+                    known[name] = value
+        return known
+
+    def _is_best(self, snapshot: Snapshot) -> bool:
+        facts = self.folder / "best" / "run.json"
+        before = json.loads(facts.read_text()).get(SCORE) if facts.is_file() else None
+        return before is None or snapshot.error is None or snapshot.error < before
+
+    def _prune(self) -> None:
+        known = steps(self.folder.parent)
+        best = (self.folder / "best").resolve().name
+        for step in known[: -self.keep.last]:
+            place = self.folder / _name(step)
+            if not (place.name == best or (self.keep.every and step % self.keep.every == 0)):
+                shutil.rmtree(place)
+            elif (place / TRAINER).is_dir():
+                checksums.forget(place, TRAINER)
+                shutil.rmtree(place / TRAINER)
 
 
 def steps(run: Path) -> list[int]:
@@ -91,34 +184,67 @@ def steps(run: Path) -> list[int]:
     return sorted(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*") if (p / "policy.json").is_file())
 
 
-def load_trainer(run: Path) -> dict[str, Any] | None:
-    """The trainer state of the newest checkpoint, or None when the run has none yet."""
-    found = steps(run)
-    if not found:
-        return None
-    folder = run / "checkpoints" / f"step-{found[-1]:06d}"
-    _point(run / "checkpoints" / "last", folder.name)  # a kill may have come between a checkpoint and its pointer
-    return torch.load(folder / "trainer" / "state.pt", weights_only=True, map_location="cpu")
+def newest(run: Path) -> Path | None:
+    """The newest checkpoint that a run can be resumed from and that is as it was written; None when there is none at all.
+
+    Damaged ones are reported and passed over. Raises ValueError when there are checkpoints, but none that can be resumed from.
+    """
+    found = [run / "checkpoints" / _name(step) for step in reversed(steps(run))]
+    problem = ""
+    for folder in found:
+        try:
+            if not (folder / TRAINER / STATE).is_file():
+                old = (folder / TRAINER / "state.pt").is_file()
+                raise ValueError(f"{folder} was saved by an earlier version of vla-oft" if old else f"{folder} has no {TRAINER}/")
+            checksums.verify(folder)
+        except ValueError as error:
+            problem = str(error)
+            print(f"warning: {problem}; trying the checkpoint before it")
+            continue
+        point(folder.parent / "last", folder.name)  # a kill may have come between a checkpoint and its pointer
+        return folder
+    if found:
+        raise ValueError(f"{run} has no checkpoint to resume from ({problem}); start a new run with --set model.path={found[0]}")
+    return None
 
 
-def _point(link: Path, target: str) -> None:
+def load_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's `trainer/` says beside tensors."""
+    return json.loads((folder / TRAINER / STATE).read_text())
+
+
+def load_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
+    """Fill these from a checkpoint's `trainer/`; see `shards.read`."""
+    shards.read(folder / TRAINER, into)
+
+
+def point(link: Path, target: str) -> None:
+    """Make `link` a symbolic link to `target`, in one step."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     os.replace(temporary, link)
 
 
-def _model_card(policy: Policy, facts: dict[str, Any]) -> str:
-    robot = policy.config.robot
-    return (
-        f"# {facts['name']}, step {facts['step']} of {_total_steps(facts)}\n\n"
-        f"A vision-language-action policy for robot `{robot.name}` (cameras {', '.join(robot.cameras)}; state {robot.state_dim}-D; "
-        f"actions {robot.action_dim}-D, {robot.action_kind}, {robot.control_hz:g} Hz, chunks of {policy.config.chunk_len}).\n\n"
-        f"Trained by `{facts['command']}` with vla-oft {facts['versions']['vla-oft']}; data: "
-        + ", ".join(f"{d['name']} ({d['episodes']} episodes, {d['frames']} frames)" for d in facts["datasets"])
-        + '.\n\n```python\nfrom vla_oft.policy import Policy\npolicy = Policy.load(".")\nchunk, = policy.act([observation])\n```\n'
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def _wait_for(markers: list[Path]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while missing := [marker for marker in markers if not marker.is_file()]:
+        if time.monotonic() > deadline:
+            raise OSError(
+                f"{missing[0].parent.parent}: {len(missing)} of {len(markers) + 1} processes wrote nothing in {PATIENCE_S:.0f} s; "
+                "the run folder must lie on a disk that all of them share"
+            )
+        time.sleep(0.05)
+
+
+def _explained(error: BaseException, folder: Path) -> BaseException:
+    if not isinstance(error, OSError) and "No space left" not in str(error):  # safetensors has its own error
+        return error
+    return OSError(
+        f"a checkpoint could not be written to {folder} ({error}); the last good one stays: free some space or choose another disk, "
+        "then go on with --resume"
     )
-
-
-def _total_steps(facts: dict[str, Any]) -> int:
-    return sum(phase["steps"] for phase in facts["train"]["phases"])

@@ -1,49 +1,60 @@
 """Exponential moving average of the weights: what is saved and evaluated, while the optimizer works on the raw ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class Ema:
-    """A second copy of the trained parameters. The decay ramps up as (1 + n) / (10 + n): early averages forget the start."""
+    """A second copy of the trained weights, in float32. The decay ramps up as (1 + n) / (10 + n): early averages forget the start.
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.average = [p.detach().clone() for p in self.parameters]
+    parameters: the module's own, by name. weights: the same as precise as they are kept (float32 masters, or the parameters themselves).
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float) -> None:
+        self.decay, self.weights = decay, dict(weights)
+        self.parameters = {name: parameters[name] for name in weights}
+        self.average = {name: weight.detach().to(torch.float32, copy=True) for name, weight in weights.items()}
+        device = next(iter(weights.values())).device
+        self.updates = torch.zeros(1, device=device)  # a tensor: whether a step counts is known to the device alone
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Fold in the current weights."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+    def update(self, skip: Tensor | None = None) -> None:
+        """Fold in the current weights. skip: bool scalar on their device; nothing changes where it is True."""
+        counts = torch.ones_like(self.updates) if skip is None else 1 - skip.float().view(1)
+        self.updates += counts
+        share = counts * (1 - torch.clamp((1 + self.updates) / (10 + self.updates), max=self.decay))
+        for name, weight in self.weights.items():
+            average = _part(self.average[name])
+            average.add_((_part(weight) - average).mul_(share))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the module holds the averaged weights."""
-        self._swap()
+        raw = {name: _part(parameter).clone() for name, parameter in self.parameters.items()}
+        self._hold(self.average)
         try:
             yield
         finally:
-            self._swap()
+            self._hold(raw)
 
     @torch.no_grad()
-    def _swap(self) -> None:
-        for p, a in zip(self.parameters, self.average, strict=True):
-            current = p.detach().clone()
-            p.copy_(a)
-            a.copy_(current)
+    def _hold(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            _part(parameter).copy_(_part(values[name]))
 
-    def state_dict(self) -> dict[str, int | list[Tensor]]:
-        """For exact resume."""
-        return {"updates": self.updates, "average": self.average}
+    def state_dict(self) -> dict[str, Tensor]:
+        """For exact resume, beside `average`: the number of updates."""
+        return {"updates": self.updates.clone()}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state_dict`."""
-        self.updates = state["updates"]
-        for mine, saved in zip(self.average, state["average"], strict=True):
-            mine.copy_(saved)
+        self.updates.copy_(state["updates"])
+
+
+def _part(tensor: Tensor) -> Tensor:
+    """What this process holds of it, sharing memory."""
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()

@@ -1,206 +1,152 @@
-"""The training loop: reads top to bottom, saves and resumes exactly."""
+"""The training loop: reads top to bottom, on one process or many, saves in the background and resumes exactly."""
 
-import dataclasses
 import itertools
-import json
 import math
-import platform
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
 
-from vla_oft import __version__, hub
-from vla_oft.atomic import replace_file, require_empty
-from vla_oft.config import from_dict, to_dict
 from vla_oft.data.chunks import ChunkDataset
 from vla_oft.data.loader import BatchLoader
 from vla_oft.data.mixture import MixtureOrder
-from vla_oft.heads.base import Metrics
-from vla_oft.merge import load_unmerged
-from vla_oft.policy import Batch, Policy, checkpoint_folder
-from vla_oft.train import checkpoint, lora, setup
-from vla_oft.train.config import Pretrained, TrainConfig
+from vla_oft.data.skipped import SkippedFrames
+from vla_oft.train import assemble, checkpoint, companions, curves, folder, interrupts, memory_fit, parallel, preflight, provenance, setup
+from vla_oft.train.batches import Both, Collate, Finish
+from vla_oft.train.checkpoint import Checkpoints, Keep
+from vla_oft.train.config import TrainConfig
 from vla_oft.train.ema import Ema
-from vla_oft.train.precision import faster_precision
-from vla_oft.train.tracking import Tracker
+from vla_oft.train.guard import StepGuard
+from vla_oft.train.parallel import Ranks
+from vla_oft.train.snapshot import Exact, Photographer, Scalars
+from vla_oft.train.step import Stepper
 
 
 def train(config: TrainConfig, out: Path, *, resume: bool = False, device: str = "cpu") -> Path:
-    """Run (or continue) training in folder `out`; returns the last checkpoint.
+    """Run (or continue) training in folder `out`; returns the last checkpoint. Under torchrun every process calls this.
 
-    Raises ValueError before any work for data that does not fit, for an `out` that is not empty without `resume`, and for a resumed run
-    whose configuration has changed; FloatingPointError when the loss stops being finite (the last good checkpoint stays).
+    device: "cpu" or "cuda". Raises ValueError before any work for data that does not fit, for an `out` that is not empty without `resume`,
+    and for a resumed run whose configuration has changed; FloatingPointError when the loss stops being finite for good, OSError when a
+    checkpoint cannot be written (either way the last good one stays). On SIGTERM, SIGUSR1 or Ctrl-C it saves, then ends the program.
     """
-    config = check(config, out, resume=resume, device=device)
-    sources = setup.open_datasets(config)
-    state = checkpoint.load_trainer(out) if resume else None
-    datasets = setup.dataset_facts(config, sources)
-    if state is None:
-        policy = setup.build_policy(config, sources)
-    else:
-        policy = load_unmerged(checkpoint_folder(out), config.lora.dtype) if config.lora else Policy.load(out, dtype=torch.float32)
-        checkpoint.same_data(out, datasets)
-    if config.lora:
-        lora.inject(policy, config.lora, config.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    replace_file(out / "train.json", json.dumps(to_dict(config), indent=2) + "\n")
-    dataset = setup.build_dataset(config, policy, sources)
-    setup.report_constant_dims(policy)
-    policy.to(device).train()
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = config.optimizer.build(policy, config.lr)
-    ema = Ema(policy, config.ema_decay) if config.ema_decay is not None else None
-    facts = _facts(config, datasets)
-    if state is not None:
-        checkpoint.restore(state, policy, ema, optimizer)
-    step = state["step"] if state else 0
-    tracker = Tracker(
-        out / "metrics.jsonl",
-        log_every=config.log_every,
-        total_steps=config.total_steps,
-        batch_size=config.batch_size * config.accumulate,
-        start_step=step,
-    )
-    _announce(config, policy, dataset, step)
+    with ExitStack() as stack:
+        ranks = stack.enter_context(parallel.start(device))
+        stack.enter_context(ranks.silent_others())
+        config = ranks.on_main(lambda: companions.check(config, out, resume=resume, device=device, world_size=ranks.world_size))
+        stack.enter_context(ranks.held_by_main(folder.locked(out)))
+        return _train(config, out, resume, ranks, stack)
 
+
+def _train(config: TrainConfig, out: Path, resume: bool, ranks: Ranks, stack: ExitStack) -> Path:
+    sources = ranks.main_first(lambda: setup.open_datasets(config))
+    learned, held_out = setup.split(config, sources)
+    preflight.check_data(config, learned)
+    facts = provenance.facts(config, setup.dataset_facts(config, learned, held_out), device=ranks.device, world_size=ranks.world_size)
+    saved = ranks.on_main(lambda: checkpoint.newest(out)) if resume else None
+    if saved:
+        setup.same_data(saved, facts["datasets"])
+    blueprint = assemble.prepare(setup.open_policy(saved) if saved else setup.build_policy(config, learned), config)
+    ranks.on_main(lambda: memory_fit.require(config, blueprint.policy.config, ranks.device, ranks.world_size))
+    dataset = ranks.main_first(lambda: setup.build_dataset(config, blueprint.policy, learned))
+    setup.rest_unused(blueprint.policy, dataset)
+    ranks.on_main(lambda: companions.begin(config, out, facts))
+    state = checkpoint.load_state(saved) if saved else {"step": 0, "phase": 0, "loader": None}
+    step = state["step"]
+    tracker = stack.enter_context(companions.tracker(config, out, ranks, step, sources))
+    skipped = SkippedFrames(dataset, out / "skipped.txt")
+    trainee = assemble.assemble(blueprint, config, ranks)
+    policy = trainee.policy
+
+    trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    optimizer = config.optimizer.build(policy, config.lr, masters=config.weights == "bfloat16+master")
+    ema = Ema(trained, optimizer.weights(), config.ema_decay) if config.ema_decay is not None else None
+    guard = StepGuard(config.guard, ranks.device)
+    exact = Exact(trained, optimizer, ema)
+    plateau = companions.plateau(config)
+    scalars = Scalars({"guard": guard, "tracker": tracker, "plateau": plateau, "ema": ema})
+    if saved:
+        checkpoint.load_tensors(saved, exact.tensors())
+        scalars.load(state["scalars"])
+    photographer = Photographer(policy, exact, blueprint.weights, ranks, getattr(torch, config.save_dtype), facts)
+    keep = Keep(last=config.keep_last, every=config.keep_every, best=config.keep_best)
+    checkpoints = Checkpoints(out, keep, rank=ranks.rank, world_size=ranks.world_size, barrier=ranks.barrier)
+    stack.callback(checkpoints.join)
+    collate, finish = Collate(policy), Finish(policy, config.augment)
+    learn = Stepper(trainee, optimizer, guard, ema, finish, ranks, config.clip_norm)
+    validator = companions.validator(config, policy, held_out, ranks, collate)
+    setup.announce(config, policy, dataset, step, ranks)
+
+    interrupted = stack.enter_context(interrupts.watch())
+    stop: str | None = None
     waiting_since = time.monotonic()
-    for phase, loader, batches in _steps(config, dataset, setup.Collate(policy, config.augment), step, state):
-        passes, wait_s = [], 0.0
-        for batch in batches:
-            batch = _to_device(batch, device)
-            wait_s += time.monotonic() - waiting_since
-            passes.append(backward(policy, batch, share=1 / config.accumulate, bf16=config.precision == "bf16"))
-            waiting_since = time.monotonic()
-        metrics = mean_metrics(passes)
+    for phase, loader, batches in _steps(config, dataset, Both(collate, finish) if ranks.on_cpu else collate, ranks, state, skipped):
+        passes = list(batches)
+        counts = [int(batch.valid.sum()) for batch in passes]
+        wait_s = time.monotonic() - waiting_since
+        total, leaving = ranks.agree(sum(counts), interrupted.received is not None)
+        seed_step(config.seed, step, ranks.rank)
         lr = config.lr * config.schedule.factor(step, config.total_steps)
-        grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf)
-        optimizer.step(lr)
-        if ema:
-            ema.update()
+        outcome = learn(passes, counts, total, lr)
         step += 1
-        saving = step % config.save_every == 0 or step == config.total_steps
-        if (saving or step % config.log_every == 0) and not torch.isfinite(grad_norm):
-            raise FloatingPointError(
-                f"loss {metrics['loss'].item()}, gradient norm {grad_norm.item()} at step {step}: not finite; "
-                f"the last good checkpoint is {out}/checkpoints/last; lower lr={config.lr}"
-            )
-        tracker.add(step, {**metrics, "grad_norm": grad_norm}, lr, wait_s)
-        if saving:
-            trainer = checkpoint.trainer_state(step, phase, loader.state_dict(), optimizer, policy, ema)
-            checkpoint.save(out, policy, ema, trainer, {**facts, "step": step}, config.keep_last)
+
+        checkpoints.check()
+        last = step == config.total_steps
+        errors = None
+        if validator and config.validation and (step % config.validation.every == 0 or last):
+            with tracker.paused():
+                weights, autocast = ema.applied() if ema else None, lambda: trainee.autocasting(ranks.device)
+                errors = validator.measure(policy, weights=weights, autocast=autocast)
+            parallel.forget_gathered(policy)
+        row = tracker.add(step, outcome.metrics, lr=lr, wait_s=wait_s, skipped=outcome.bad, validation=errors.row() if errors else None)
+        if row:
+            if report := guard.report(checkpoints.last):
+                tracker.say(report.line)
+            stop = plateau.should_stop(row) if plateau else None
+        if step % config.save_every == 0 or last or leaving or stop:
+            place = {"phase": phase, "loader": loader.state_dict(), "scalars": scalars.state()}
+            checkpoints.save(photographer.take(step, place, errors.action_l1 if errors and math.isfinite(errors.action_l1) else None))
+            ranks.on_main(lambda: curves.refresh(out, dimensions=companions.dimensions(config, sources)))
+        if leaving or stop:
+            break
         waiting_since = time.monotonic()
-    return (out / "checkpoints" / "last").resolve()
+    checkpoints.wait()
+    ranks.barrier()  # the first process writes longest; where another one ends early, torchrun ends them all
+    if line := skipped.summary():
+        tracker.say(line)
+    if stop:
+        tracker.say(f"stopped early at step {step}: {stop}")
+    if interrupted.received is not None and step < config.total_steps:
+        interrupted.leave()
+    return checkpoints.last or out
 
 
-def backward(policy: Policy, batch: Batch, *, share: float = 1.0, bf16: bool = False) -> Metrics:
-    """Add `share` of the gradients of one batch's loss to those that are there; its loss and metrics, detached."""
-    with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16):
-        loss, metrics = policy(batch)
-    (loss * share).backward()
-    return {"loss": loss.detach(), **metrics}
-
-
-def mean_metrics(passes: Sequence[Metrics]) -> Metrics:
-    """Each metric's mean over the passes of one step that know it; NaN where none does."""
-    names = dict.fromkeys(name for metrics in passes for name in metrics)
-    return {name: torch.stack([metrics[name].float() for metrics in passes if name in metrics]).nanmean() for name in names}
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Draw what this step draws (dropout, noise) from a seed of its own: nothing to save, nothing that an interruption can shift."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
 
 
 def _steps(
-    config: TrainConfig, dataset: ChunkDataset, collate: setup.Collate, step: int, state: dict[str, Any] | None
-) -> Iterator[tuple[int, BatchLoader[Batch], Iterator[Batch]]]:
+    config: TrainConfig, dataset: ChunkDataset, collate: Any, ranks: Ranks, state: dict[str, Any], skipped: SkippedFrames
+) -> Iterator[tuple[int, BatchLoader[Any], Iterator[Any]]]:
     """All remaining steps, phase by phase, each with its phase, the loader whose position it advances, and its batches."""
-    loader_state = state["loader"] if state else None
-    for phase in range(state["phase"] if state else 0, len(config.phases)):
+    step, loader_state = state["step"], state["loader"]
+    count = config.passes(ranks.world_size)
+    size = config.batch_size // (count * ranks.world_size)
+    for phase in range(state["phase"], len(config.phases)):
         weights = [float(w) for w in config.phases[phase].mixture]
-        order = MixtureOrder(dataset.sizes, seed=config.seed + 7919 * phase, weights=weights)
-        loader = BatchLoader(dataset, order, config.batch_size, collate, num_workers=config.num_workers)
+        order = MixtureOrder(dataset.sizes, seed=config.seed + 7919 * phase, weights=weights, neighbours=config.neighbours)
+        loader = BatchLoader(
+            dataset, order, size, collate, rank=ranks.rank, world_size=ranks.world_size, num_workers=config.num_workers, skipped=skipped
+        )
         if loader_state is not None:
             loader.load_state_dict(loader_state)
             loader_state = None
         end = sum(p.steps for p in config.phases[: phase + 1])
         batches = iter(loader)
         for _ in range(end - step):
-            yield phase, loader, itertools.islice(batches, config.accumulate)
+            yield phase, loader, itertools.islice(batches, count)
         step = end
-
-
-def check(config: TrainConfig, out: Path, *, resume: bool, device: str) -> TrainConfig:
-    """Everything that can be refused before any data is read or recorded; returns the configuration with its precision decided."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device}, but this torch ({torch.__version__}) finds no CUDA GPU; use --device cpu")
-    if isinstance(config.model, Pretrained):
-        checkpoint_folder(hub.resolve(config.model.path))
-    config.robot_spec()
-    if config.precision == "auto":
-        config = dataclasses.replace(config, precision=_decide_precision(config, out, resume, device))
-    if config.lora:
-        config.lora.check(config.precision)
-    _check_folder(config, out, resume)
-    return config
-
-
-def _decide_precision(config: TrainConfig, out: Path, resume: bool, device: str) -> Literal["fp32", "bf16"]:
-    """A resumed run keeps what it began with: on a busy machine the measurement can come out either way."""
-    if config.lora is not None and config.lora.base_dtype == "bfloat16":
-        return "bf16"
-    before = json.loads((out / "train.json").read_text()).get("precision") if resume and (out / "train.json").is_file() else None
-    return before if before in ("fp32", "bf16") else faster_precision(device)
-
-
-def _check_folder(config: TrainConfig, out: Path, resume: bool) -> None:
-    saved = out / "train.json"
-    if not (resume and saved.is_file()):
-        require_empty(out)
-        if resume:
-            print(f"note: there is nothing to resume in {out}; starting from the beginning")
-        return
-    before = from_dict(TrainConfig, json.loads(saved.read_text()), str(saved))  # fields that are new since then get their defaults
-    changed = _changed_fields(*(to_dict(_without_cache_dirs(c)) for c in (before, config)))
-    if changed:
-        raise ValueError(f"cannot resume {out}: the configuration has changed in {', '.join(changed)}; use the same one, or another folder")
-
-
-def _without_cache_dirs(config: TrainConfig) -> TrainConfig:
-    """Where caches lie changes nothing."""
-    datasets = [dataclasses.replace(d, read=dataclasses.replace(d.read, cache_dir=None)) for d in config.datasets]
-    return dataclasses.replace(config, datasets=tuple(datasets))
-
-
-def _changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    ignored = {"log_every", "save_every", "keep_last", "num_workers", "frame_cache"}
-    changed = [k for k in sorted(before.keys() | after.keys()) if k not in ignored and before.get(k) != after.get(k)]
-    return [f"{k} ({before.get(k)!r} then, {after.get(k)!r} now)" for k in changed]
-
-
-def _to_device(batch: Batch, device: str) -> Batch:
-    if device == "cpu":
-        return batch
-    present = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if getattr(batch, f.name) is not None}
-    return dataclasses.replace(batch, **{name: tensor.to(device, non_blocking=True) for name, tensor in present.items()})
-
-
-def _facts(config: TrainConfig, datasets: list[dict[str, Any]]) -> dict[str, Any]:
-    packages = {name: version(name) for name in ("torch", "numpy", "tokenizers", "safetensors", *(["peft"] if config.lora else []))}
-    return {
-        "name": config.name,
-        "command": " ".join(["vla-oft", *sys.argv[1:]]),
-        "versions": {"vla-oft": __version__, "python": platform.python_version(), **packages},
-        "datasets": datasets,
-        "train": to_dict(config),
-    }
-
-
-def _announce(config: TrainConfig, policy: nn.Module, dataset: ChunkDataset, step: int) -> None:
-    total = sum(p.numel() for p in policy.parameters())
-    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    print(
-        f"{config.name}: {trained / 1e6:.1f} of {total / 1e6:.1f} M parameters trained on {len(dataset):,} frames, "
-        f"steps {step} to {config.total_steps:,}, batch {config.batch_size}, {config.precision}"
-    )

@@ -1,25 +1,28 @@
 """From a `TrainConfig` to everything a run needs, all checks first: a mistake costs seconds, not hours."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from vla_oft import hub, preprocess
-from vla_oft.data.augment import AugmentConfig, augment
 from vla_oft.data.base import Source
 from vla_oft.data.check import check_source, source_statistics
-from vla_oft.data.chunks import ChunkDataset, Samples
+from vla_oft.data.chunks import ChunkDataset
 from vla_oft.data.prepare import open_for
 from vla_oft.heads import discrete
-from vla_oft.policy import Batch, HeadConfig, Policy, PolicyConfig, checkpoint_folder, some_dataset
-from vla_oft.statistics import DatasetStatistics
+from vla_oft.policy import HeadConfig, Policy, PolicyConfig, checkpoint_folder, load_config, some_dataset
+from vla_oft.statistics import DatasetStatistics, load_statistics
+from vla_oft.train import validation
+from vla_oft.train.blueprint import Blueprint
 from vla_oft.train.config import Fresh, Pretrained, TrainConfig
-from vla_oft.train.lora import FILM
+from vla_oft.train.freeze import FILM
+from vla_oft.train.parallel import Ranks
 from vla_oft.vlm import sizes, tokens
+from vla_oft.weights import LazyTensor, open_fitting
 
 GROUNDING = "grounding"
 LANDMARKS = "landmarks"
@@ -38,11 +41,24 @@ def open_datasets(config: TrainConfig) -> list[Source]:
     return sources
 
 
-def build_policy(config: TrainConfig, sources: list[Source]) -> Policy:
-    """A fresh policy, or the pretrained one made ready for the new data."""
+def split(config: TrainConfig, sources: list[Source]) -> tuple[list[Source], list[Source]]:
+    """What is learned from, one for each dataset, and what is held out for validation, if anything is."""
+    return validation.split(sources, config.validation, config.seed) if config.validation else (sources, [])
+
+
+def build_policy(config: TrainConfig, sources: list[Source]) -> Blueprint:
+    """A fresh policy, or the pretrained one made ready for the new data. No weights of a pretrained one are read yet."""
     if isinstance(config.model, Pretrained):
         return _pretrained(config, config.model, sources)
-    return _fresh(config, config.model, sources)
+    return Blueprint.of(_fresh(config, config.model, sources))
+
+
+def open_policy(folder: Path) -> Blueprint:
+    """The policy of a checkpoint of a run, as it was built, without what LoRA added."""
+    config = load_config(folder, some_dataset(folder))
+    with torch.device("meta"):
+        policy = Policy(config, load_statistics(folder / "statistics.json")[config.dataset], tokens.load_tokenizer(folder))
+    return Blueprint(policy, open_fitting(folder, _shapes(policy), merge=False))
 
 
 def _fresh(config: TrainConfig, model: Fresh, sources: list[Source]) -> Policy:
@@ -67,63 +83,73 @@ def _fresh(config: TrainConfig, model: Fresh, sources: list[Source]) -> Policy:
         prompt_style=model.prompt_style,
         grounding=model.grounding,
         parity=config.parity,
+        state_normalization=config.state_normalization,
     )
     return Policy.create(policy, _new_statistics(config, sources), tokenizer, seed=config.seed)
 
 
-def _pretrained(config: TrainConfig, model: Pretrained, sources: list[Source]) -> Policy:
+def _pretrained(config: TrainConfig, model: Pretrained, sources: list[Source]) -> Blueprint:
     spec = config.robot_spec()
     folder = checkpoint_folder(hub.resolve(model.path))
-    base = Policy.load(folder, dtype=torch.float32, dataset=some_dataset(folder) if model.statistics == "own" else None)
-    if len(base.config.robot.cameras) > len(spec.cameras):
-        print(f"warning: the pretrained policy saw {len(base.config.robot.cameras)} cameras, robot '{spec.name}' has {len(spec.cameras)}")
     own = model.statistics == "own"
-    if not own and (base.config.robot.action_dim != spec.action_dim or spec.state_dim not in (0, base.config.robot.state_dim)):
+    base = load_config(folder, some_dataset(folder) if own else None)
+    if len(base.robot.cameras) > len(spec.cameras):
+        print(f"warning: the pretrained policy saw {len(base.robot.cameras)} cameras, robot '{spec.name}' has {len(spec.cameras)}")
+    if not own and (base.robot.action_dim != spec.action_dim or spec.state_dim not in (0, base.robot.state_dim)):
         raise ValueError(f"statistics='base' needs a base policy of the same sizes as robot '{spec.name}'; use statistics='own'")
-    head = model.head or base.config.head
+    head = model.head or base.head
     changed = dataclasses.replace(
-        base.config,
+        base,
         robot=spec,
-        vlm=dataclasses.replace(base.config.vlm, film=base.config.vlm.film if model.film is None else model.film),
+        vlm=dataclasses.replace(base.vlm, film=base.vlm.film if model.film is None else model.film),
         head=head,
-        dataset=_main_source(config, sources).name if own else base.config.dataset,
+        dataset=_main_source(config, sources).name if own else base.dataset,
         chunk_len=spec.chunk_len,
         use_state=spec.state_dim > 0,
-        prompt_style=model.prompt_style or base.config.prompt_style,
-        preprocess=dataclasses.replace(base.config.preprocess, crop_area=_crop_area(config), camera=_camera(base.config, head)),
+        prompt_style=model.prompt_style or base.prompt_style,
+        preprocess=dataclasses.replace(base.preprocess, crop_area=_crop_area(config), camera=_camera(base, head)),
         parity=config.parity,
+        state_normalization=config.state_normalization or base.state_normalization,
     )
-    policy = _skeleton(changed, _new_statistics(config, sources) if own else base.statistics, base.tokenizer, config.seed)
-    shapes = {name: tensor.shape for name, tensor in policy.state_dict().items()}
-    kept = {name: tensor for name, tensor in base.state_dict().items() if shapes.get(name) == tensor.shape}
-    film = {name: torch.zeros(shape) for name, shape in shapes.items() if FILM.search(name.rpartition(".")[0]) and name not in kept}
-    policy.load_state_dict({**kept, **film}, strict=False, assign=True)
-    new = sorted(shapes.keys() - kept.keys())
-    assert not any(tensor.is_meta for tensor in policy.state_dict().values())
-    if new:
-        print(f"note: {len(new)} weights are new, not pretrained: {', '.join(new[:8])}{' ...' if len(new) > 8 else ''}")
-    return policy
+    statistics = _new_statistics(config, sources) if own else load_statistics(folder / "statistics.json")[base.dataset]
+    return _adapted(changed, statistics, folder, base, config.seed)
 
 
-def _skeleton(config: PolicyConfig, statistics: DatasetStatistics, tokenizer: Tokenizer, seed: int) -> Policy:
-    """A policy whose backbone has shapes but no memory yet; the other parts, which a base may not have, are random from `seed`.
+def _adapted(config: PolicyConfig, statistics: DatasetStatistics, folder: Path, base: PolicyConfig, seed: int) -> Blueprint:
+    """The policy of `config` with every weight of checkpoint `folder` (whose own config is `base`) that fits.
 
-    Nothing of a large backbone is ever drawn at random only to be replaced.
+    New parts are random from `seed`, new FiLM is the identity. Nothing of a large backbone is ever drawn at random only to be replaced.
     """
-    vlm = config.vlm
-    shallow = dataclasses.replace(
-        vlm,
-        dino=dataclasses.replace(vlm.dino, depth=2),
-        siglip=dataclasses.replace(vlm.siglip, depth=2),
-        llm=dataclasses.replace(vlm.llm, depth=1),
-    )
-    parts = Policy.create(dataclasses.replace(config, vlm=shallow), statistics, tokenizer, seed=seed)
+    tokenizer, vlm = tokens.load_tokenizer(folder), config.vlm
     with torch.device("meta"):
         policy = Policy(config, statistics, tokenizer)
-    for name, part in parts.named_children():
-        if name != "vlm":
-            setattr(policy, name, part)
-    return policy
+        before = Policy(base, load_statistics(folder / "statistics.json")[base.dataset], tokenizer)
+    stored = open_fitting(folder, _shapes(before))
+    shapes = _shapes(policy)
+    weights = {name: weight for name, weight in stored.items() if shapes.get(name) == tuple(weight.shape)}
+    new = sorted(shapes.keys() - weights.keys())
+    drawn = [name for name in new if not _is_film(name)]
+    if drawn:
+        shallow = dataclasses.replace(
+            vlm,
+            dino=dataclasses.replace(vlm.dino, depth=2),
+            siglip=dataclasses.replace(vlm.siglip, depth=2),
+            llm=dataclasses.replace(vlm.llm, depth=1),
+        )
+        parts = dict(Policy.create(dataclasses.replace(config, vlm=shallow), statistics, tokenizer, seed=seed).named_parameters())
+        weights |= {name: LazyTensor.of(parts[name].detach()) for name in drawn}
+    weights |= {name: LazyTensor.of(torch.zeros(shapes[name])) for name in new if _is_film(name)}
+    if new:
+        print(f"note: {len(new)} weights are new, not pretrained: {', '.join(new[:8])}{' ...' if len(new) > 8 else ''}")
+    return Blueprint(policy, weights)
+
+
+def _shapes(policy: Policy) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
+
+
+def _is_film(name: str) -> bool:
+    return FILM.search(name.rpartition(".")[0]) is not None
 
 
 def _camera(base: PolicyConfig, head: HeadConfig) -> preprocess.Camera | None:
@@ -178,7 +204,14 @@ def build_dataset(config: TrainConfig, policy: Policy, sources: list[Source]) ->
         grounding=GROUNDING if masks else None,
         landmarks=LANDMARKS if masks else None,
         parity=policy.config.parity,
+        skip_bad=[d.read.skip_bad for d in config.datasets],
     )
+
+
+def rest_unused(policy: Policy, dataset: ChunkDataset) -> None:
+    """Leave the grounding head as it is where the data cannot supervise it: DDP would wait for its gradients."""
+    if policy.grounding_head is not None and dataset.grounding is None:
+        policy.grounding_head.requires_grad_(False)
 
 
 def _has_masks(config: TrainConfig, policy: Policy, sources: list[Source]) -> bool:
@@ -196,33 +229,35 @@ def _has_masks(config: TrainConfig, policy: Policy, sources: list[Source]) -> bo
     return not lacking
 
 
-class Collate:
-    """Samples to a `Batch` on the CPU: prompts encoded, images augmented and normalised."""
-
-    def __init__(self, policy: Policy, augmentation: AugmentConfig | None) -> None:
-        self.preprocess, self.encode, self.augmentation = policy.config.preprocess, policy.encode_prompts, augmentation
-
-    def __call__(self, samples: Samples) -> Batch:
-        images = torch.from_numpy(np.ascontiguousarray(samples.images))
-        masks = None if samples.grounding is None else torch.from_numpy(samples.grounding)
-        if self.augmentation is not None:
-            images, masks = augment(images, self.augmentation, torch.Generator().manual_seed(samples.seed), masks)
-        ids, mask = self.encode(list(samples.instructions))
-        return Batch(
-            pixels=preprocess.to_pixels(self.preprocess, images),
-            prompt_ids=torch.from_numpy(ids),
-            prompt_mask=None if mask.all() else torch.from_numpy(mask),
-            state=None if samples.state is None else torch.from_numpy(samples.state),
-            actions=torch.from_numpy(samples.actions),
-            valid=torch.from_numpy(samples.valid),
-            grounding=masks,
-            landmarks=None if samples.landmarks is None else torch.from_numpy(samples.landmarks),
-        )
-
-
-def dataset_facts(config: TrainConfig, sources: list[Source]) -> list[dict[str, Any]]:
+def dataset_facts(config: TrainConfig, learned: list[Source], held_out: list[Source]) -> list[dict[str, Any]]:
     """What `run.json` says about the data."""
+    rows = [(d.name, str(Path(d.path)), source) for d, source in zip(config.datasets, learned, strict=True)]
+    rows += [(f"held out {number}", str(source.path), source) for number, source in enumerate(held_out)]
     return [
-        {"name": d.name, "path": str(Path(d.path)), "fingerprint": s.fingerprint(), "episodes": len(s), "frames": int(s.lengths.sum())}
-        for d, s in zip(config.datasets, sources, strict=True)
+        {"name": name, "path": path, "fingerprint": s.fingerprint(), "episodes": len(s), "frames": int(s.lengths.sum())}
+        for name, path, s in rows
     ]
+
+
+def same_data(saved: Path, datasets: list[dict[str, Any]]) -> None:
+    """Raise ValueError unless the datasets are those that checkpoint `saved` was trained on."""
+    before = json.loads((saved / "run.json").read_text())["datasets"]
+    for old, new in zip(before, datasets, strict=True):
+        if old["fingerprint"] != new["fingerprint"]:
+            raise ValueError(
+                f"cannot resume {saved}: dataset '{new['name']}' at {new['path']} has changed since; restore it, or start a new run"
+            )
+
+
+def announce(config: TrainConfig, policy: Policy, dataset: ChunkDataset, step: int, ranks: Ranks) -> None:
+    """One line that says what is about to happen."""
+    total = sum(p.numel() for p in policy.parameters())
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    passes = config.passes(ranks.world_size)
+    batch = f"{config.batch_size}" if passes * ranks.world_size == 1 else f"{config.batch_size} ("
+    if passes * ranks.world_size > 1:
+        batch += f"{ranks.world_size} processes x {passes} passes x {config.batch_size // (passes * ranks.world_size)})"
+    print(
+        f"{config.name}: {trained / 1e6:.1f} of {total / 1e6:.1f} M parameters trained on {len(dataset):,} frames, "
+        f"steps {step} to {config.total_steps:,}, batch {batch}, {config.precision}"
+    )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vla_oft.vlm.attention import attend
+from vla_oft.vlm.attention import Padding, attend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Config:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation in float32."""
+    """Root-mean-square normalisation. PyTorch computes it in float32 whatever it is given, and keeps what it was given for backward."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> same shape and dtype."""
-        return self.weight.to(x.dtype) * F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
+        return self.weight.to(x.dtype) * F.rms_norm(x, (x.shape[-1],), eps=self.eps).to(x.dtype)
 
 
 def rope_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -93,9 +93,9 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, rows: slice, cache: LayerCache | None = None
+        self, x: Tensor, rope: tuple[Tensor, Tensor], padding: Padding | None, causal: bool, rows: slice, cache: LayerCache | None = None
     ) -> Tensor:
-        """x (B, S, width); mask (B, 1, 1, keys) True where a key may be seen, or None. Returns the outputs of `rows` only.
+        """x (B, S, width); padding: where some keys are none, else None. Returns the outputs of `rows` only, which come last.
 
         With a cache the keys are those of all earlier calls and then those of x.
         """
@@ -107,10 +107,13 @@ class Attention(nn.Module):
         v = split(self.v_proj(x), c.num_kv_heads)
         if cache is not None:
             k, v = cache.extend(k, v)
+        mask: Tensor | Padding | None = padding
         if causal and S > 1:
             keys = k.shape[2]
-            allowed = torch.ones(S, keys, dtype=torch.bool, device=x.device).tril(keys - S)[rows]
-            mask = allowed if mask is None else mask & allowed
+            mask = torch.ones(S, keys, dtype=torch.bool, device=x.device).tril(keys - S)
+            if padding is not None:  # a padded row sees itself: it must see something, or its NaN would spread
+                mask = (mask & padding.mask) | (mask & ~mask.tril(keys - S - 1))
+            mask = mask[..., rows, :]
         out = attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).reshape(B, -1, c.width))
 
@@ -140,10 +143,10 @@ class Layer(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, rows: slice, cache: LayerCache | None = None
+        self, x: Tensor, rope: tuple[Tensor, Tensor], padding: Padding | None, causal: bool, rows: slice, cache: LayerCache | None = None
     ) -> Tensor:
         """x (B, S, width) -> the outputs of `rows`; all of S are keys."""
-        h = x[:, rows] + self.self_attn(self.input_layernorm(x), rope, mask, causal, rows, cache)
+        h = x[:, rows] + self.self_attn(self.input_layernorm(x), rope, padding, causal, rows, cache)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
@@ -182,19 +185,19 @@ class Llama(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Final hidden states of the wanted rows, and all hidden states that enter the last layer.
 
-        embeds (B, S, width); position_ids (B, S) or (1, S); key_mask (B, keys) False at padding, or None when nothing is padded (keeps
-        attention on the flash kernel); causal False = every row sees every unpadded key. `rows` selects the rows whose final state is
+        embeds (B, S, width); position_ids (B, S) or (1, S); key_mask (B, keys) False at padding, all of which comes first, or None when
+        nothing is padded; causal False = every row sees every unpadded key. `rows` selects the rows whose final state is
         read: the last layer computes queries and MLP for those alone. `cache` holds the keys of earlier calls and takes in those of
         this one. Returns (B, R, width) after the final norm, and (B, S, width).
         """
         everything = slice(None)
         caches = cache or [None] * len(self.model.layers)
-        mask = None if key_mask is None else key_mask[:, None, None, :]
+        padding = None if key_mask is None else Padding.of(key_mask)
         rope = rope_tables(position_ids, self.config.head_dim, self.config.rope_theta)
         h = embeds
         for layer, layer_cache in zip(self.model.layers[:-1], caches[:-1], strict=True):
-            h = layer(h, rope, mask, causal, everything, layer_cache)
-        last = self.model.layers[-1](h, rope, mask, causal, rows or everything, caches[-1])
+            h = layer(h, rope, padding, causal, everything, layer_cache)
+        last = self.model.layers[-1](h, rope, padding, causal, rows or everything, caches[-1])
         return self.model.norm(last), h
 
     def init_weights(self, generator: torch.Generator) -> None:

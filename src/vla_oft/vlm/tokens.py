@@ -4,9 +4,9 @@
               [BOS] [ patches  ] [state] [context] [rest of prompt ... empty] [action slots] [stop]
     read                                                             ^^^^^^^^^^^^^^^^^^^^ N rows: each row predicts the NEXT slot
 
-Attention is bidirectional, so a row's place in memory is free as long as its position id is right. Prompts of a batch are padded on the
-LEFT of "rest of prompt": the rows that are read then lie at the same indices for every sample, and padding never gets a position that
-another token has.
+Attention is bidirectional, so a row's place in memory is free as long as its position id is right. Shorter prompts of a batch are padded on
+the LEFT, and the padding moves to the very front of the sequence: the rows that are read then lie at the same indices for every sample, and
+the real rows lie side by side, as the fastest attention kernels want them.
 """
 
 import json
