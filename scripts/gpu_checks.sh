@@ -94,10 +94,10 @@ step_train-tests() {
         tests/unit/test_optimizer.py tests/distributed/test_gpu_training.py
 }
 step_train-lora() { train lora --workload B --batch 1 8 --recompute none full --steps 16; }
-step_train-compiled() { train compiled --workload B --batch 8 16 --recompute none selective --compile True --steps 24; }
+step_train-compiled() { train compiled --workload B --batch 8 16 --recompute none selective --compile --steps 24; }
 step_train-qlora() { train qlora --workload B --tuning qlora --batch 1 8 --recompute full --steps 12; }
-step_train-full() { train full --workload B --tuning full --recompute selective --compile True --steps 12; }
-step_train-others() { train others --workload A C --recompute selective --compile True --steps 12 && train plain --workload B --plain True --steps 8; }
+step_train-full() { train full --workload B --tuning full --recompute selective --compile --steps 12; }
+step_train-others() { train others --workload A C --recompute selective --compile --steps 12 && train plain --workload B --plain --steps 8; }
 
 # predicted against measured peak memory of configuration B
 step_memory() { "$PYTHON" scripts/measure_memory.py --out "$DIR"; }
@@ -112,8 +112,8 @@ parser.add_argument("--workload", nargs="+")
 parser.add_argument("--tuning", nargs="+", default=["lora"])
 parser.add_argument("--batch", nargs="+", type=int, default=[8])
 parser.add_argument("--recompute", nargs="+", default=["none"])
-parser.add_argument("--compile", type=bool, default=False)
-parser.add_argument("--plain", type=bool, default=False)
+parser.add_argument("--compile", action="store_true")
+parser.add_argument("--plain", action="store_true")
 parser.add_argument("--steps", type=int, default=16)
 given = parser.parse_args()
 out = pathlib.Path(os.environ["DIR"])
@@ -188,7 +188,7 @@ mkdir -p "$DIR" ${OUT:+"$OUT"}
 export DIR XDG_CACHE_HOME=$DIR/cache
 [ -z "${OUT:-}" ] || [ ! -d benchmarks/gpu/cache ] || cp -r benchmarks/gpu/cache "$DIR/"
 SUMMARY=$DIR/summary.txt
-printf '%-12s %4s %8s\n' step rc seconds >"$SUMMARY"
+printf '%-14s %4s %8s\n' step rc seconds >"$SUMMARY"
 failed=0
 for step in "${chosen[@]}"; do
     echo "=== $step"
@@ -196,7 +196,7 @@ for step in "${chosen[@]}"; do
     timeout --kill-after=10 "$LIMIT_S" bash "$SELF" --run-step "$step" 2>&1 | tee "$DIR/$step.log"
     rc=${PIPESTATUS[0]}
     [ "$rc" -eq 0 ] || failed=1
-    printf '%-12s %4d %8d\n' "$step" "$rc" $((SECONDS - start)) >>"$SUMMARY"
+    printf '%-14s %4d %8d\n' "$step" "$rc" $((SECONDS - start)) >>"$SUMMARY"
     pack
 done
 echo "=== summary (rc 124: stopped after $LIMIT_S s)"

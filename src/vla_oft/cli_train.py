@@ -73,7 +73,7 @@ def train(
 
     def before_training() -> None:
         base.require(chosen, settings)
-        companions.check(settings, out, resume=resume, device=device)
+        companions.check(settings, out, resume=resume, device=device, world_size=ranks.world_size)
         base.generate(chosen, settings)
 
     with parallel.start(device) as ranks:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vla_oft.images import Filter, Fit, center_crop, crop_and_resize, fit_square, jpeg_round_trip, lanczos3
+from vla_oft.transfer import sent
 from vla_oft_client import Observation
 
 Triple = tuple[float, float, float]
@@ -178,8 +179,8 @@ def prepare_images(config: Config, observation: Observation, cameras: tuple[str,
 
 def to_pixels(config: Config, images: Tensor) -> Tensor:
     """uint8 (B, V, S, S, 3) (or float in 0..255) -> float32 (B, V, 6, S, S): DINO-normalised channels, then SigLIP-normalised ones."""
-    mean = images.new_tensor([*config.dino_mean, *config.siglip_mean], dtype=torch.float32)
-    std = images.new_tensor([*config.dino_std, *config.siglip_std], dtype=torch.float32)
+    mean = sent(torch.tensor([*config.dino_mean, *config.siglip_mean]), images.device)
+    std = sent(torch.tensor([*config.dino_std, *config.siglip_std]), images.device)
     channels = images.permute(0, 1, 4, 2, 3).float().repeat(1, 1, 2, 1, 1)
     return channels.sub_((255 * mean)[:, None, None]).div_((255 * std)[:, None, None])
 

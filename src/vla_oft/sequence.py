@@ -51,7 +51,7 @@ class Sequence:
         special = vlm.config.tokens
         self.num_tokens, self.stop = special.num_tokens, special.stop
         B, device = len(inputs.prompt_ids), inputs.prompt_ids.device
-        ends = torch.tensor([special.bos, special.stop], device=device).expand(B, 2)
+        ends = torch.stack([torch.full((B,), token, device=device) for token in (special.bos, special.stop)], dim=1)  # made there: no copy
         self.bos_embed, self.stop_embed = self.embed(ends).split(1, dim=1)
         self.prompt = self.embed(inputs.prompt_ids)
         self.num_padding = None if inputs.prompt_mask is None else (~inputs.prompt_mask).sum(1, keepdim=True)  # (B, 1)

@@ -11,7 +11,7 @@ from tests.distributed.processes import run_ranks
 from tests.training import config, rows
 from vla_oft.bench import demonstrations
 from vla_oft.data.augment import AugmentConfig
-from vla_oft.heads import l1
+from vla_oft.heads import diffusion, l1
 from vla_oft.train import checkpoint
 from vla_oft.train.config import Fresh, Phase, TrainConfig
 from vla_oft.train.loop import train
@@ -61,7 +61,17 @@ def test_a_run_on_a_gpu_learns_and_resumes(demos, tmp_path, changes):
     assert checkpoint.steps(tmp_path / "run") == [4, 8, 12]
 
 
-def test_no_step_waits_for_the_gpu(demos, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora": Lora(rank=4, base_dtype="nf4"), "ema_decay": None},
+        {"model": Fresh(size="nano", head=diffusion.Config(), grounding=None)},
+        {"augment": AugmentConfig(method="reference")},
+    ],
+    ids=["l1", "qlora", "diffusion", "reference augmentation"],
+)
+def test_no_step_waits_for_the_gpu(demos, tmp_path, monkeypatch, changes):
     call, steps = Stepper.__call__, 0
 
     def strict(self, *arguments, **named):
@@ -74,7 +84,7 @@ def test_no_step_waits_for_the_gpu(demos, tmp_path, monkeypatch):
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(Stepper, "__call__", strict)
-    train(plan(demos, precision="bf16", micro_batch=4), tmp_path / "run", device="cuda")
+    train(plan(demos, precision="bf16", micro_batch=4, **changes), tmp_path / "run", device="cuda")
     assert steps == 12
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.distributed.processes import PATIENCE_S, run_and_kill, run_ranks
 from tests.training import config, rows, write_demos
@@ -97,18 +98,25 @@ def test_twenty_kills_at_random_moments(demos, tmp_path):
     assert len(set(reached)) > 3, reached
 
 
-WRITING = ["shards", "policy", "rename", "pointer", "prune"]
+WRITING = ["policy", "rename", "prune"]
+
+
+@pytest.fixture(scope="module")
+def bare(demos, tmp_path_factory) -> tuple[TrainConfig, Path]:
+    """A run without validation, of which one checkpoint stays."""
+    settings, out = plan(demos, validation=None, keep_best=False, keep_last=1), tmp_path_factory.mktemp("bare") / "whole"
+    whole_run(settings, out)
+    return settings, out
 
 
 @pytest.mark.parametrize("moment", WRITING)
-def test_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before(demos, tmp_path, moment):
-    settings = plan(demos, validation=None, keep_best=False, keep_last=1)
+def test_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before(bare, tmp_path, moment):
+    settings, whole = bare
     assert not run_and_kill(120, _die_while_saving, settings, tmp_path / "run", moment)
     before = checkpoint.newest(tmp_path / "run")
-    assert before is not None and before.name == ("step-000004" if moment in ("pointer", "prune") else "step-000002")
-    for name in ("run", "whole"):
-        whole_run(settings, tmp_path / name)
-    assert learned(tmp_path / "run")[0] == learned(tmp_path / "whole")[0]
+    assert before is not None and before.name == ("step-000004" if moment == "prune" else "step-000002")
+    whole_run(settings, tmp_path / "run")
+    assert learned(tmp_path / "run")[0] == learned(whole)[0]
     assert checkpoint.steps(tmp_path / "run") == [STEPS] and not list((tmp_path / "run/checkpoints").glob(".*"))
 
 
@@ -117,7 +125,7 @@ def _die_while_saving(settings: TrainConfig, out: Path, moment: str) -> None:
     import os
     import signal
 
-    from vla_oft.train import checkpoint, shards
+    from vla_oft.train import checkpoint
 
     saves = 0
 
@@ -132,10 +140,8 @@ def _die_while_saving(settings: TrainConfig, out: Path, moment: str) -> None:
         return call
 
     places = {
-        "shards": (shards, "write"),
         "policy": (checkpoint.Checkpoints, "_write_whole"),
         "rename": (checkpoint, "sync"),
-        "pointer": (checkpoint, "point"),
         "prune": (checkpoint.Checkpoints, "_prune"),
     }
     owner, name = places[moment]
@@ -165,9 +171,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(demos, tmp_path, capsys):
     check_equal(tmp_path / "run", tmp_path / "whole")
 
 
-def test_no_good_checkpoint_at_all_is_an_error_with_a_way_out(demos, tmp_path):
-    settings = plan(demos, keep_last=1, validation=None, keep_best=False)
-    train(settings, tmp_path / "run")
+def test_no_good_checkpoint_at_all_is_an_error_with_a_way_out(bare, tmp_path):
+    settings, whole = bare
+    shutil.copytree(whole, tmp_path / "run", symlinks=True)
     (tmp_path / f"run/checkpoints/step-{STEPS:06d}/trainer/state.json").unlink()
     with pytest.raises(ValueError, match=r"has no checkpoint to resume from .*--set model.path="):
         train(settings, tmp_path / "run", resume=True)
@@ -201,13 +207,10 @@ def _die_at_step_seven(settings: TrainConfig, out: Path) -> None:
     train(settings, out)
 
 
-def test_a_second_process_is_kept_out_of_the_folder(demos, tmp_path):
-    from filelock import FileLock
-
-    out = tmp_path / "run"
-    train(plan(demos), out)
+def test_a_second_process_is_kept_out_of_the_folder(bare):
+    settings, out = bare
     with FileLock(out / ".lock"), pytest.raises(ValueError, match="another process is training in"):
-        train(plan(demos), out, resume=True)
+        train(settings, out, resume=True)
 
 
 def test_milestones_stay_without_what_only_resuming_needs(demos, tmp_path):

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from tests.distributed.processes import run_ranks
 from tests.tiny import INSTRUCTIONS, tiny_batch, tiny_policy
 from tests.training import config, rows, write_demos
+from vla_oft import cli_train
 from vla_oft.policy import Policy
-from vla_oft.train import parallel
+from vla_oft.train import checkpoint, folder, parallel
 from vla_oft.train.blueprint import Blueprint, fill
 from vla_oft.train.config import Phase, TrainConfig
 from vla_oft.train.loop import train
@@ -35,7 +36,7 @@ def alone(demos, tmp_path_factory) -> Path:
 
 
 def plan(demos: Path, **changes) -> TrainConfig:
-    return config(demos, batch_size=8, phases=(Phase(steps=STEPS, mixture=(1.0,)),), save_every=10, **changes)
+    return config(demos, **{"batch_size": 8, "phases": (Phase(steps=STEPS, mixture=(1.0,)),), "save_every": 10, **changes})
 
 
 def losses(run: Path) -> list[tuple[float, float]]:
@@ -124,6 +125,16 @@ def _save_gradients(kind: str, out: Path) -> None:
         if ranks.is_main:
             torch.save(gradients, out)
         dist.barrier()
+
+
+def test_the_command_line_counts_the_processes(demos, tmp_path):
+    folder.write(plan(demos, parallel=FSDP, phases=(Phase(steps=1, mixture=(1.0,)),)), tmp_path)
+    run_ranks(2, _by_command_line, tmp_path / folder.CONFIG, tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run") == [1]
+
+
+def _by_command_line(config: Path, out: Path) -> None:
+    cli_train.train(config=config, out=out, device="cpu")
 
 
 def test_an_error_in_the_first_process_is_everybodys(demos, tmp_path):

@@ -151,7 +151,7 @@ def test_adapter_of_any_rank(folder, rank, stabilised):
         (folder / "base" / path.name).write_bytes(path.read_bytes())
     again = Policy.load(bring_in(folder, policy, base=str(folder / "base")))
     scaling = 5 / (rank**0.5 if stabilised else rank)
-    for module, (a, b, _) in factors.items():
+    for module, (a, b, *_) in factors.items():
         before = policy.get_submodule("vlm." + module).weight
         wanted = before.double() + scaling * (b.double().flatten(1) @ a.double().flatten(1)).view(before.shape)
         after = again.get_submodule("vlm." + module).weight

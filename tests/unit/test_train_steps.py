@@ -10,8 +10,9 @@ import torch
 from tests.tiny import tiny_batch, tiny_policy
 from tests.training import config, rows, write_demos
 from vla_oft.data.augment import AugmentConfig
+from vla_oft.heads import discrete, pooled
 from vla_oft.train import checkpoint
-from vla_oft.train.config import Phase
+from vla_oft.train.config import Fresh, Phase
 from vla_oft.train.loop import train
 from vla_oft.train.step import backward, mean_metrics
 
@@ -101,3 +102,13 @@ def test_a_run_of_an_earlier_version_resumes_with_defaults_for_new_settings(demo
     assert checkpoint.steps(tmp_path / "run") == [3, 6]
     with pytest.raises(ValueError, match="changed in freeze"):
         train(config(demos, freeze=("vision",)), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("head", [discrete.Config(), pooled.Config(dropout=0.0)], ids=["discrete", "pooled"])
+def test_passes_of_every_head_add_up_to_the_batch(demos, tmp_path, head):
+    """The discrete head's loss also counts a stop token for every sample."""
+    some = {"model": Fresh(size="nano", head=head, grounding=None), "phases": steps(2), "batch_size": 8, "ema_decay": None, "save_every": 2}
+    for name, micro in (("whole", None), ("passes", 2)):
+        train(config(demos, micro_batch=micro, **some), tmp_path / name)
+    whole, passes = ([row["loss"] for row in rows(tmp_path / name)] for name in ("whole", "passes"))
+    assert passes == pytest.approx(whole, rel=1e-5)

@@ -9,6 +9,7 @@ On a CPU the step that is usually written (`bench.plain`) is timed in the same r
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import time
@@ -37,6 +38,7 @@ from vla_oft.train.config import Dataset, Phase, Pretrained, TrainConfig
 from vla_oft.train.guard import Guard, StepGuard
 from vla_oft.train.lora import Lora
 from vla_oft.train.parallel import Ranks
+from vla_oft.train.precision import faster_precision
 from vla_oft.train.schedule import Cosine
 from vla_oft.train.step import Stepper
 from vla_oft.weights import LazyTensor
@@ -82,7 +84,13 @@ ON_GPU = (
     Setting(workload="C", compile=True, recompute="selective"),
     Setting(workload="B", plain=True),
 )
-ON_CPU = (Setting(workload="nano", tuning="full"), Setting(workload="nano", tuning="full", plain=True), Setting(workload="nano"))
+ON_CPU = (
+    Setting(workload="nano", tuning="full", batch=32),
+    Setting(workload="nano", tuning="full", batch=32, plain=True),
+    Setting(workload="cpu", batch=2),
+    Setting(workload="cpu", batch=2, recompute="full"),
+    Setting(workload="cpu", batch=2, plain=True),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +177,7 @@ def config_of(setting: Setting, device: torch.device) -> TrainConfig:
     """The training configuration that a setting stands for; its data is never read."""
     workload = workloads.load(setting.workload)
     gpu, adapted = device.type == "cuda", setting.tuning in ("lora", "qlora")
+    precision = _precision(device.type)
     base: Literal["nf4", "bfloat16", "float32"] = "nf4" if setting.tuning == "qlora" else "bfloat16" if gpu else "float32"
     return TrainConfig(
         name="bench",
@@ -181,12 +190,16 @@ def config_of(setting: Setting, device: torch.device) -> TrainConfig:
         schedule=Cosine(),
         lora=Lora(rank=32, base_dtype=base, targets="reference" if setting.plain else "default") if adapted else None,
         freeze=FROZEN if setting.tuning == "heads" else (),
-        precision="bf16" if gpu else "fp32",
+        precision="bf16" if setting.tuning == "qlora" else precision,
         weights="bfloat16+master" if gpu and not setting.plain else "float32",
         recompute=setting.recompute,
         compile=setting.compile,
         augment=AugmentConfig(crop_area=workload.config.preprocess.crop_area),
     )
+
+
+_precision = functools.cache(faster_precision)
+"""Of all rows of a process: measured once, or a busy moment would set one row back."""
 
 
 def _row(setting: Setting, request: TrainRequest, device: torch.device) -> TrainRow:
@@ -216,14 +229,14 @@ def _measured(setting: Setting, request: TrainRequest, device: torch.device) -> 
     step_s = float(np.sum(times)) / len(times)
     tflop = training_flops(workload, config) / 1e12
     rates = ceilings.measure_ceilings(device, (4096, 4096, 4096) if device.type == "cuda" else (512, 160, 448))
-    rate = rates.flops["bf16" if device.type == "cuda" else "fp32"]
+    rate = rates.flops.get(config.precision)
     row = TrainRow(
         setting=setting,
         samples_per_s=setting.batch / step_s,
         step_ms=1e3 * step_s,
         tflop=tflop,
         tflops=tflop * setting.batch / step_s,
-        mfu=tflop * 1e12 * setting.batch / step_s / rate,
+        mfu=None if rate is None else tflop * 1e12 * setting.batch / step_s / rate,
         peak_gb=None if peak is None else peak / 1e9,
         first_step_s=first_s,
         steps=len(times),
@@ -339,6 +352,7 @@ def _table(rows: list[TrainRow], device: torch.device, facts: dict[str, Any]) ->
             for row in rows
         ],
         notes=[
+            f"computed in {_precision(device.type)}",
             "random weights, random batches that travel from the host in every step, augmentation and normalisation included",
             "TFLOP a sample: forward and backward without recomputation; MFU: over the device's own rate for large products",
             f"peak: {'memory handed out by the allocator' if device.type == 'cuda' else 'of the process'}, loading included",

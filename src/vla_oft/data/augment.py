@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vla_oft.data import augment_reference
 from vla_oft.data.random_numbers import Draws
+from vla_oft.transfer import sent
 
 _LUMA = (0.299, 0.587, 0.114)
 _RGB_TO_YIQ = (_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
@@ -63,8 +64,8 @@ def augment(images: Tensor, config: AugmentConfig, draws: Draws, masks: Tensor |
         if masks is not None and parameters.boxes is not None:
             masks = crop_masks(masks, corner_aligned(parameters.boxes, *flat.shape[1:3]))
         return augment_reference.augment(flat, parameters).reshape(images.shape), masks
-    boxes = _sent(sample_boxes(config, draws), images.device)
-    brightness, contrast, matrix = (_sent(p, images.device) for p in sample_colours(config, draws))
+    boxes = sent(sample_boxes(config, draws), images.device)
+    brightness, contrast, matrix = (sent(p, images.device) for p in sample_colours(config, draws))
     pixels = flat.permute(0, 3, 1, 2).contiguous().float()  # moving bytes is cheaper than moving floats
     if config.crop_area < 1 or config.shift:
         pixels = crop_resize(pixels, boxes)
@@ -77,14 +78,14 @@ def augment(images: Tensor, config: AugmentConfig, draws: Draws, masks: Tensor |
     return torch.stack(pixels.unbind(1), dim=-1).reshape(images.shape), masks
 
 
-def sample_parameters(config: AugmentConfig, draws: Draws, device: torch.device | str = "cpu") -> augment_reference.Parameters:
-    """Random parameters of the reference's operations for every image."""
-    boxes = None
+def sample_parameters(config: AugmentConfig, draws: Draws, device: torch.device | None = None) -> augment_reference.Parameters:
+    """Random parameters of the reference's operations for every image. device: where they are used; the CPU by default."""
+    device, boxes = device or torch.device("cpu"), None
     if config.crop_area < 1:
         side = torch.tensor(config.crop_area).sqrt()
         corner = draws.uniform(1) * (1 - side)  # one number for top and left, as in the reference
-        boxes = torch.cat([corner, corner, corner + side, corner + side], dim=1).to(device)
-    brightness, contrast, saturation, hue = (2 * draws.uniform(4).T - 1).to(device)
+        boxes = sent(torch.cat([corner, corner, corner + side, corner + side], dim=1), device)
+    brightness, contrast, saturation, hue = sent(2 * draws.uniform(4).T - 1, device)
     return augment_reference.Parameters(
         boxes=boxes,
         brightness=config.brightness * brightness,
@@ -144,11 +145,6 @@ def crop_resize(pixels: Tensor, boxes: Tensor) -> Tensor:
         line = 2 * (start[:, None] + side[:, None] * centres) - 1
         grid[..., axis] = line[:, None, :] if axis == 0 else line[:, :, None]
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """On `device`, without waiting for a GPU."""
-    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 
 def _to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:

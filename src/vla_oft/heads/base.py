@@ -78,6 +78,10 @@ class ActionHead(nn.Module, ABC):
         """Settings that change what `sample` does, for whoever records it once and replays it."""
         return None
 
+    def weight(self, valid: Tensor) -> int:
+        """How many terms `loss` is the mean of, up to a factor: passes of a step are averaged by it. valid: bool (B, K), on the host."""
+        return int(valid.sum())
+
     @abstractmethod
     def loss(self, decode: Decode, actions: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:
         """Training loss. actions (B, K, D) normalised; valid bool (B, K) False beyond an episode's end."""

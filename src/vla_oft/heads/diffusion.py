@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from vla_oft.heads.base import ActionHead, Decode, Metrics, masked_mean
 from vla_oft.heads.l1 import MlpResNet, l1_metrics
+from vla_oft.transfer import sent
 
 MAX_BETA = 0.999
 MAX_PERIOD = 10_000.0
@@ -77,7 +78,7 @@ def inference_levels(train_steps: int, inference_steps: int) -> list[int]:
 
 def add_noise(actions: Tensor, noise: Tensor, levels: Tensor, train_steps: int) -> Tensor:
     """Normalised actions and standard normal noise (B, K, D), levels int64 (B) -> noisy actions float32 (B, K, D)."""
-    signal = alphas_cumprod(train_steps).to(actions.device)[levels].view(-1, 1, 1)
+    signal = sent(alphas_cumprod(train_steps), actions.device)[levels].view(-1, 1, 1)
     return signal.sqrt() * actions + (1 - signal).sqrt() * noise
 
 

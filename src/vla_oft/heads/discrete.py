@@ -96,6 +96,10 @@ class Head(ActionHead):
             metrics[f"token_accuracy_{name}"] = masked_mean(right[:, part], valid[:, part], empty=math.nan)
         return loss, metrics
 
+    def weight(self, valid: Tensor) -> int:
+        """See `ActionHead.weight`: the tokens of valid steps, and one stop token for each sample."""
+        return int(valid.sum()) * self.action_dim + len(valid)
+
     def sample(self, decode: Decode, generator: torch.Generator | None, noise: Tensor | None = None) -> Tensor:
         """See `ActionHead.sample`; the likeliest tokens, deterministic."""
         ids = self._parallel(decode) if self.config.decoding == "parallel" else self._one_by_one(decode)

@@ -5,7 +5,6 @@ device (GPU, or again the loader) augmented, normalised, float
 """
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -43,7 +42,6 @@ class Examples:
     def num_valid(self) -> int:
         """Chunk steps that count, before they leave the host."""
         return int(self.valid.sum())
-
 
     def seen(self, pixels: Tensor, grounding: Tensor | None = None) -> Batch:
         """The batch with these pixels, float (B, V, 6, size, size), and masks."""
@@ -110,9 +108,3 @@ def to_device(batch: Fields, device: torch.device) -> Fields:
     tensors = {f.name: value for f in dataclasses.fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
     pinned = {name: tensor.pin_memory() if device.type == "cuda" else tensor for name, tensor in tensors.items()}
     return dataclasses.replace(batch, **{name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()})
-
-
-def groups(batches: Iterator[Fields], size: int, count: int) -> Iterator[list[Fields]]:
-    """`count` times the next `size` batches: the passes of one optimizer step."""
-    for _ in range(count):
-        yield [next(batches) for _ in range(size)]

@@ -11,6 +11,7 @@ A kill at any instant, also in the middle of writing, leaves the last good check
 until all of it is on the disk.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -75,9 +76,17 @@ class Checkpoints:
 
     @property
     def last(self) -> Path | None:
-        """The newest complete checkpoint, or None."""
-        known = steps(self.folder.parent)
-        return self.folder / _name(known[-1]) if known else None
+        """The newest checkpoint of the run, or None. (A damaged one that a resumed run has passed over may have a higher number.)"""
+        link = self.folder / "last"
+        return self.folder / link.readlink().name if link.is_symlink() else None
+
+    def settle(self, step: int) -> None:
+        """Links and pruning as they are due after checkpoint `step`; once more when a run is resumed: a kill may have come before them."""
+        point(self.folder / "last", _name(step))
+        best = self._best(step) if self.keep.best else None
+        if best is not None:
+            point(self.folder / "best", _name(best))
+        self._prune(step)
 
     def save(self, snapshot: Snapshot) -> None:
         """Start writing; waits for the previous one first. Raises OSError when that has failed."""
@@ -85,18 +94,24 @@ class Checkpoints:
         writing = self._writing(snapshot.step)
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".step-*.writing"):  # by a run that was killed; one run at a time has the folder
-                shutil.rmtree(left)
+            self._clear()
             (writing / TRAINER).mkdir(parents=True)
         self.barrier()
         self._thread = threading.Thread(target=self._work, args=(snapshot, writing), name="checkpoint")
         self._thread.start()
 
-    def check(self) -> None:
-        """Raise what has gone wrong in the background, if anything has: OSError for a full disk."""
+    @property
+    def failed(self) -> bool:
+        """Whether something has gone wrong in the background, here."""
+        return self._error is not None
+
+    def check(self, *, elsewhere: bool = False) -> None:
+        """Raise what has gone wrong in the background, if anything has: OSError for a full disk, or for a failure `elsewhere`."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+        if elsewhere:
+            raise OSError("another process could not write its part of a checkpoint and says why; the last good one stays")
 
     def wait(self) -> None:
         """Until all is written. Raises what has gone wrong."""
@@ -118,32 +133,33 @@ class Checkpoints:
             if self.rank:
                 (writing / f"rank-{self.rank:05d}.done").touch()
                 return
-            self._write_whole(snapshot, writing)
-            final = self.folder / _name(snapshot.step)
-            _wait_for([writing / f"rank-{rank:05d}.done" for rank in range(1, self.world_size)])
-            self._publish(writing, final)
-            point(self.folder / "last", final.name)
-            if self.keep.best and snapshot.error is not None and self._is_best(snapshot):
-                point(self.folder / "best", final.name)
-            self._prune()
+            previous = self._before(snapshot.step)
+            self._write_whole(snapshot, writing, previous)
+            _wait_for(writing, self.world_size)
+            checksums.write(writing, _linked_sums(writing, previous))
+            self._publish(writing, self.folder / _name(snapshot.step))
+            self.settle(snapshot.step)
         except BaseException as error:  # raised again in the main thread
             if self.rank == 0:
                 shutil.rmtree(writing, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    (writing / f"rank-{self.rank:05d}.failed").touch()
             self._error = _explained(error, self.folder)
 
-    def _write_whole(self, snapshot: Snapshot, writing: Path) -> None:
+    def _before(self, step: int) -> Path | None:
+        """The newest checkpoint before `step`."""
+        known = [s for s in steps(self.folder.parent) if s < step]
+        return self.folder / _name(known[-1]) if known else None
+
+    def _write_whole(self, snapshot: Snapshot, writing: Path, previous: Path | None) -> None:
         """What the first process writes for all."""
-        before = steps(self.folder.parent)
-        previous = self.folder / _name(before[-1]) if before else None
         snapshot.write_policy(writing, previous)
         (writing / TRAINER / STATE).write_text(json.dumps(snapshot.state) + "\n")
         (writing / "run.json").write_text(json.dumps({**snapshot.facts, SCORE: snapshot.error}, indent=2) + "\n")
         (writing / "README.md").write_text(snapshot.card)
 
     def _publish(self, writing: Path, final: Path) -> None:
-        for marker in writing.glob("rank-*.done"):
-            marker.unlink()
-        checksums.write(writing, self._linked_sums(writing))
         for file in (f for f in writing.rglob("*") if f.is_file()):
             sync(file)
         if final.exists():  # left behind by a run that was resumed from an earlier step
@@ -151,37 +167,37 @@ class Checkpoints:
         writing.rename(final)
         sync(self.folder)
 
-    def _linked_sums(self, writing: Path) -> dict[str, str]:
-        """Sums of the files that are hard links to those of an earlier checkpoint: many gigabytes that need not be read again."""
-        known: dict[str, str] = {}
-        for step in steps(self.folder.parent)[-1:]:
-            earlier = self.folder / _name(step)
-            for name, value in checksums.read(earlier).items():
-                old, new = earlier / name, writing / name
-                if old.is_file() and new.is_file() and old.samefile(new):
-                    known[name] = value
-        return known
+    def _best(self, step: int) -> int | None:
+        """Of the checkpoints up to `step` that of the smallest validation error, of equal ones the first; None where none was measured."""
+        files = {s: self.folder / _name(s) / "run.json" for s in steps(self.folder.parent) if s <= step}
+        errors = {s: json.loads(file.read_text()).get(SCORE) for s, file in files.items() if file.is_file()}
+        return min((s for s in errors if errors[s] is not None), key=lambda s: errors[s], default=None)
 
-    def _is_best(self, snapshot: Snapshot) -> bool:
-        facts = self.folder / "best" / "run.json"
-        before = json.loads(facts.read_text()).get(SCORE) if facts.is_file() else None
-        return before is None or snapshot.error is None or snapshot.error < before
-
-    def _prune(self) -> None:
-        known = steps(self.folder.parent)
+    def _prune(self, step: int) -> None:
+        """What lies beyond `step` is left alone: damaged ones that a resumed run has passed over, and will write again."""
+        self._clear()
+        known = [s for s in steps(self.folder.parent) if s <= step]
         best = (self.folder / "best").resolve().name
-        for step in known[: -self.keep.last]:
-            place = self.folder / _name(step)
-            if not (place.name == best or (self.keep.every and step % self.keep.every == 0)):
-                shutil.rmtree(place)
-            elif (place / TRAINER).is_dir():
-                checksums.forget(place, TRAINER)
-                shutil.rmtree(place / TRAINER)
+        for old in known[: -self.keep.last]:
+            place = self.folder / _name(old)
+            kept = place.name == best or (self.keep.every and old % self.keep.every == 0)
+            doomed = place / TRAINER if kept else place
+            if doomed.is_dir():
+                if kept:
+                    checksums.forget(place, TRAINER)
+                doomed.rename(self._writing(old))  # in one step: a kill leaves no half of a checkpoint
+                shutil.rmtree(self._writing(old))
+
+    def _clear(self) -> None:
+        """Remove what a killed run has left half written or half removed; one run at a time has the folder."""
+        for left in self.folder.glob(".step-*.writing"):
+            shutil.rmtree(left)
 
 
 def steps(run: Path) -> list[int]:
-    """Steps of the complete checkpoints of a run, ascending."""
-    return sorted(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*") if (p / "policy.json").is_file())
+    """Steps of the complete checkpoints of a run, ascending. Copies by other names, `step-000500-backup`, are none."""
+    found = {p.name.removeprefix("step-"): p for p in (run / "checkpoints").glob("step-*") if (p / "policy.json").is_file()}
+    return sorted(int(number) for number in found if number.isdecimal())
 
 
 def newest(run: Path) -> Path | None:
@@ -196,8 +212,10 @@ def newest(run: Path) -> Path | None:
             if not (folder / TRAINER / STATE).is_file():
                 old = (folder / TRAINER / "state.pt").is_file()
                 raise ValueError(f"{folder} was saved by an earlier version of vla-oft" if old else f"{folder} has no {TRAINER}/")
+            if not (folder / checksums.NAME).is_file():
+                raise ValueError(f"{folder / checksums.NAME} is missing")
             checksums.verify(folder)
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # a disk that cannot read what it holds says so itself
             problem = str(error)
             print(f"warning: {problem}; trying the checkpoint before it")
             continue
@@ -230,15 +248,30 @@ def _name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def _wait_for(markers: list[Path]) -> None:
+def _linked_sums(writing: Path, previous: Path | None) -> dict[str, str]:
+    """Sums of the files that are hard links to those of checkpoint `previous`: many gigabytes that need not be read again."""
+    known = {} if previous is None else checksums.read(previous)
+    pairs = {name: (previous / name, writing / name) for name in known} if previous is not None else {}
+    return {name: known[name] for name, (old, new) in pairs.items() if old.is_file() and new.is_file() and old.samefile(new)}
+
+
+def _wait_for(writing: Path, world_size: int) -> None:
+    """Until all processes but this one have written their part; removes what they say so with.
+
+    Raises OSError when one says that it could not, or says nothing for too long.
+    """
     deadline = time.monotonic() + PATIENCE_S
-    while missing := [marker for marker in markers if not marker.is_file()]:
+    while missing := [rank for rank in range(1, world_size) if not (writing / f"rank-{rank:05d}.done").is_file()]:
+        if failed := [rank for rank in missing if (writing / f"rank-{rank:05d}.failed").is_file()]:
+            raise OSError(f"process {failed[0]} could not write its part, and says why")
         if time.monotonic() > deadline:
             raise OSError(
-                f"{missing[0].parent.parent}: {len(missing)} of {len(markers) + 1} processes wrote nothing in {PATIENCE_S:.0f} s; "
+                f"{writing.parent}: {len(missing)} of {world_size} processes wrote nothing in {PATIENCE_S:.0f} s; "
                 "the run folder must lie on a disk that all of them share"
             )
         time.sleep(0.05)
+    for marker in writing.glob("rank-*.done"):
+        marker.unlink()
 
 
 def _explained(error: BaseException, folder: Path) -> BaseException:

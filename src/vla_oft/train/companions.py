@@ -1,6 +1,7 @@
 """What accompanies a run: the checks before it, its records, its validation; see the files that they come from."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import torch
 from vla_oft.config import to_dict
 from vla_oft.data.base import Source
 from vla_oft.policy import Policy
-from vla_oft.train import folder, preflight, provenance, sinks, validation
+from vla_oft.train import curves, folder, preflight, provenance, sinks, validation
 from vla_oft.train.batches import Collate, Finish, to_device
 from vla_oft.train.config import TrainConfig
 from vla_oft.train.parallel import Ranks
@@ -63,6 +64,14 @@ def tracker(config: TrainConfig, out: Path, ranks: Ranks, step: int, sources: li
 def dimensions(config: TrainConfig, sources: list[Source]) -> tuple[str, ...]:
     """Names of the action's dimensions."""
     return validation.dimension_names(config.robot_spec(), sources)
+
+
+def draw(config: TrainConfig, out: Path, sources: list[Source]) -> None:
+    """The run's page of curves, anew. A picture that cannot be written ends no run."""
+    try:
+        curves.refresh(out, dimensions=dimensions(config, sources))
+    except OSError as error:
+        print(f"warning: {out}/training.html could not be written ({error})", file=sys.stderr)
 
 
 def plateau(config: TrainConfig) -> Plateau | None:

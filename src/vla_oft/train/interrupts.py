@@ -4,6 +4,7 @@ SIGTERM, SIGUSR1    a cluster takes the machine back: exit code 128 + signal
 SIGINT              Ctrl-C: once to save and stop, twice to stop at once
 """
 
+import contextlib
 import signal
 import sys
 import threading
@@ -25,7 +26,8 @@ class Interrupts:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or number
-        print(f"\n{signal.Signals(number).name}: saving after this step; Ctrl-C to stop at once", file=sys.stderr, flush=True)
+        with contextlib.suppress(RuntimeError):  # the signal has come in the middle of another print
+            print(f"\n{signal.Signals(number).name}: saving after this step; Ctrl-C to stop at once", file=sys.stderr, flush=True)
 
     def leave(self) -> NoReturn:
         """End the program as the signal asked, after everything has been saved."""

@@ -15,7 +15,7 @@ from vla_oft.data.chunks import ChunkDataset
 from vla_oft.data.loader import BatchLoader
 from vla_oft.data.mixture import MixtureOrder
 from vla_oft.data.skipped import SkippedFrames
-from vla_oft.train import assemble, checkpoint, companions, curves, folder, interrupts, memory_fit, parallel, preflight, provenance, setup
+from vla_oft.train import assemble, checkpoint, companions, folder, interrupts, memory_fit, parallel, preflight, provenance, setup
 from vla_oft.train.batches import Both, Collate, Finish
 from vla_oft.train.checkpoint import Checkpoints, Keep
 from vla_oft.train.config import TrainConfig
@@ -75,25 +75,27 @@ def _train(config: TrainConfig, out: Path, resume: bool, ranks: Ranks, stack: Ex
     keep = Keep(last=config.keep_last, every=config.keep_every, best=config.keep_best)
     checkpoints = Checkpoints(out, keep, rank=ranks.rank, world_size=ranks.world_size, barrier=ranks.barrier)
     stack.callback(checkpoints.join)
+    if saved:
+        ranks.on_main(lambda: checkpoints.settle(step))
     collate, finish = Collate(policy), Finish(policy, config.augment)
     learn = Stepper(trainee, optimizer, guard, ema, finish, ranks, config.clip_norm)
     validator = companions.validator(config, policy, held_out, ranks, collate)
     setup.announce(config, policy, dataset, step, ranks)
 
     interrupted = stack.enter_context(interrupts.watch())
-    stop: str | None = None
+    stop, leaving = None, False
     waiting_since = time.monotonic()
     for phase, loader, batches in _steps(config, dataset, Both(collate, finish) if ranks.on_cpu else collate, ranks, state, skipped):
         passes = list(batches)
-        counts = [int(batch.valid.sum()) for batch in passes]
+        counts = [policy.action_head.weight(batch.valid) for batch in passes]
         wait_s = time.monotonic() - waiting_since
-        total, leaving = ranks.agree(sum(counts), interrupted.received is not None)
+        total, leaving, failed = ranks.agree(sum(counts), interrupted.received is not None, checkpoints.failed)
+        checkpoints.check(elsewhere=failed)
         seed_step(config.seed, step, ranks.rank)
         lr = config.lr * config.schedule.factor(step, config.total_steps)
         outcome = learn(passes, counts, total, lr)
         step += 1
 
-        checkpoints.check()
         last = step == config.total_steps
         errors = None
         if validator and config.validation and (step % config.validation.every == 0 or last):
@@ -108,8 +110,9 @@ def _train(config: TrainConfig, out: Path, resume: bool, ranks: Ranks, stack: Ex
             stop = plateau.should_stop(row) if plateau else None
         if step % config.save_every == 0 or last or leaving or stop:
             place = {"phase": phase, "loader": loader.state_dict(), "scalars": scalars.state()}
+            checkpoints.wait()  # one copy of the run on the host at a time
             checkpoints.save(photographer.take(step, place, errors.action_l1 if errors and math.isfinite(errors.action_l1) else None))
-            ranks.on_main(lambda: curves.refresh(out, dimensions=companions.dimensions(config, sources)))
+            ranks.on_main(lambda: companions.draw(config, out, sources))
         if leaving or stop:
             break
         waiting_since = time.monotonic()
@@ -119,7 +122,7 @@ def _train(config: TrainConfig, out: Path, resume: bool, ranks: Ranks, stack: Ex
         tracker.say(line)
     if stop:
         tracker.say(f"stopped early at step {step}: {stop}")
-    if interrupted.received is not None and step < config.total_steps:
+    if leaving and step < config.total_steps:
         interrupted.leave()
     return checkpoints.last or out
 

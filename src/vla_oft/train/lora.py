@@ -17,6 +17,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -258,15 +259,13 @@ def _write_frozen(frozen: dict[str, LazyTensor], folder: Path) -> None:
 
 
 def _link_frozen(previous: Path, folder: Path) -> bool:
-    """False where the file system has no hard links: then the files are written again."""
+    """False when there are none yet. Where the file system has no hard links they are copied: what they came from may be gone by now."""
     found = sorted(previous.glob(f"{FROZEN}*.safetensors"))
-    try:
-        for file in found:
+    for file in found:
+        try:
             os.link(file, folder / file.name)
-    except OSError:
-        for file in found:
-            (folder / file.name).unlink(missing_ok=True)
-        return False
+        except OSError:
+            shutil.copyfile(file, folder / file.name)
     return bool(found)
 
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from vla_oft.policy import Policy
 from vla_oft.train.blueprint import Blueprint
 from vla_oft.train.freeze import PREFIXES
+from vla_oft.transfer import sent
 from vla_oft.weights import LazyTensor
 
 BLOCK, GROUP, LEVELS = 64, 256, 256
@@ -59,13 +60,20 @@ def pack(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def unpack(codes: Tensor, scales: Tensor, group_scales: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The inverse of `pack`, bar what the rounding lost: bfloat16 of `shape`."""
-    book = torch.tensor(_CODEBOOK, device=codes.device).bfloat16()
+    book = _book(codes.device)
     if codes.device.type == "cuda" and _HAS_TRITON:
         from vla_oft.train import nf4_kernel
 
         return nf4_kernel.unpack(codes, scales, group_scales, book).view(shape)
     pairs = torch.stack([book.repeat_interleave(16), book.repeat(16)], dim=1)  # both weights of every byte: one look-up
     return (pairs[codes.int()].view(-1, BLOCK) * _scales(scales, group_scales)[:, None]).view(shape)
+
+
+def _book(device: torch.device) -> Tensor:
+    """The 16 values, bfloat16. Every layer asks for them in every pass: none must wait for a GPU. A compiled layer keeps them."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(_CODEBOOK, device=device).bfloat16()
+    return sent(torch.tensor(_CODEBOOK), device).bfloat16()
 
 
 def rounded(weight: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ The backbone, FiLM, projectors and the action head are one module, `Policy`, so 
 """
 
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ from vla_oft.policy import Policy
 from vla_oft.train import nf4
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)
-"""How long processes wait for each other: the first one may record demonstrations or build caches meanwhile."""
+TIMEOUT = timedelta(hours=3)
+"""How long processes wait for each other: the first one may record demonstrations, build caches or write a large checkpoint meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +72,10 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(torch.zeros(()))  # on the host: a GPU's barrier would wait for its queue
 
-    def agree(self, count: int, wish: bool) -> tuple[int, bool]:
-        """The sum of `count` over all processes, and whether any of them wishes. Over the host: no GPU is waited for."""
-        values = self.sum(torch.tensor([count, int(wish)]))
-        return int(values[0]), bool(values[1])
+    def agree(self, count: int, wish: bool, failure: bool) -> tuple[int, bool, bool]:
+        """The sum of `count` over all processes, and whether any of them has a wish or a failure. Over the host: no GPU is waited for."""
+        values = self.sum(torch.tensor([count, int(wish), int(failure)]))
+        return int(values[0]), bool(values[1]), bool(values[2])
 
     def on_main(self, work: Callable[[], T]) -> T:
         """The result of `work`, done by the first process alone while the others wait; its error is raised in all of them."""
@@ -85,7 +86,7 @@ class Ranks:
             try:
                 answer[0] = work()
             except Exception as error:
-                answer[1] = error
+                answer[1] = _portable(error)
         dist.broadcast_object_list(answer, device=torch.device("cpu"))
         if answer[1] is not None:
             raise answer[1]
@@ -123,18 +124,26 @@ def start(device: str) -> Iterator[Ranks]:
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     place = _place(device, int(os.environ.get("LOCAL_RANK", 0)) if world_size > 1 else None)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # Triton starts kernels on the current GPU, wherever their tensors are
     if world_size == 1 or dist.is_initialized():
         yield Ranks(rank, world_size, place)
         return
     if place.type == "cuda":
-        torch.cuda.set_device(place)
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT, device_id=place)
     else:
         dist.init_process_group("gloo", timeout=TIMEOUT)
+    yield Ranks(rank, world_size, place)
+    dist.destroy_process_group()  # after an error it could wait for work that the others never finish
+
+
+def _portable(error: Exception) -> Exception:
+    """The same, or one with the same words that can be sent to other processes."""
     try:
-        yield Ranks(rank, world_size, place)
-    finally:
-        dist.destroy_process_group()
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _place(device: str, local_rank: int | None) -> torch.device:

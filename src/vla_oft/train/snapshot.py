@@ -119,6 +119,8 @@ class Photographer:
         return found
 
     def _write(self, folder: Path, previous: Path | None, weights: Mapping[str, Tensor], frozen: Mapping[str, Tensor | LazyTensor]) -> None:
+        if self.ranks.device.type == "cuda":
+            torch.cuda.set_device(self.ranks.device)  # of this thread, which unpacks 4-bit weights
         if lora.is_adapted(self.policy):
             lora.write(self.policy, {**frozen, **weights}, folder, previous)
             return

@@ -17,6 +17,7 @@ from vla_oft.train.ema import Ema
 from vla_oft.train.guard import StepGuard
 from vla_oft.train.optimizer import Optimizers
 from vla_oft.train.parallel import Ranks
+from vla_oft.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Stepper:
     def __call__(self, passes: Sequence[Examples | Batch], counts: Sequence[int], total: int, lr: float) -> Outcome:
         """Learn from this process's share of a step.
 
-        counts: valid actions in each pass; total: in all passes of all processes. A pass weighs as many as it has, so the loss is the mean
-        over all of them, however they are divided.
+        counts: what each pass weighs (`ActionHead.weight`, the valid actions in it); total: all passes of all processes. So the loss is
+        the mean over all of them, however they are divided.
         """
         known: list[tuple[Metrics, float]] = []
         for number, (given, count) in enumerate(zip(passes, counts, strict=True)):
@@ -89,13 +90,8 @@ def mean_metrics(passes: Sequence[tuple[Metrics, float]], ranks: Ranks | None = 
     values = torch.stack([torch.stack([metrics.get(name, nothing).float() for name in names]) for metrics, _ in passes])
     weights = torch.tensor([[1.0 if name == "loss" else weight for name in names] for _, weight in passes])
     always = torch.tensor([name == "loss" for name in names])
-    weights, always = to_same(weights, values), to_same(always, values)
+    weights, always = sent(weights, values.device), sent(always, values.device)
     known = ~torch.isnan(values) | always
     sums = torch.stack([torch.where(known, values * weights, 0).sum(0), (known * weights).sum(0)])
     total, weight = sums if ranks is None else ranks.sum(sums)
     return dict(zip(names, total / weight, strict=True))
-
-
-def to_same(values: Tensor, like: Tensor) -> Tensor:
-    """`values`, from the host, on the device of `like`, without waiting for it."""
-    return values if like.device.type == "cpu" else values.pin_memory().to(like.device, non_blocking=True)
