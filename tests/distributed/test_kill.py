@@ -80,7 +80,7 @@ def test_a_run_that_was_killed_equals_one_that_was_not(demos, tmp_path):
     reached: list[int] = []
     for seed in range(5):
         out = tmp_path / f"run{seed}"
-        reached += kill_again_and_again(plan(demos), out, 4, np.random.default_rng(seed), took_s)
+        reached += kill_again_and_again(plan(demos), out, 3, np.random.default_rng(seed), took_s)
         check_equal(out, tmp_path / "whole")
         if any(0 < step < STEPS for step in reached):
             return

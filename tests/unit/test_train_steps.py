@@ -1,18 +1,21 @@
 """One optimizer step of several passes, no clipping, and runs that an earlier version started."""
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from spoiling import spoil
 
 from tests.tiny import tiny_batch, tiny_policy
 from tests.training import config, rows, write_demos
 from vla_oft.data.augment import AugmentConfig
+from vla_oft.data.base import ReadOptions, open_source
 from vla_oft.heads import discrete, pooled
 from vla_oft.train import checkpoint
-from vla_oft.train.config import Fresh, Phase
+from vla_oft.train.config import Dataset, Fresh, Phase
 from vla_oft.train.loop import train
 from vla_oft.train.step import backward, mean_metrics
 
@@ -112,3 +115,17 @@ def test_passes_of_every_head_add_up_to_the_batch(demos, tmp_path, head):
         train(config(demos, micro_batch=micro, **some), tmp_path / name)
     whole, passes = ([row["loss"] for row in rows(tmp_path / name)] for name in ("whole", "passes"))
     assert passes == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_damaged_picture_ends_a_run_in_one_line_and_with_skip_bad_none(tmp_path):
+    """The run that it has ended goes on with skip_bad: the rest of the configuration is the same."""
+    demos = write_demos(tmp_path / "demos")
+    file = spoil(open_source(demos), 1, 3, "front")
+    settings = config(demos, phases=steps(8), frame_cache="none", save_every=1)
+    with pytest.raises(ValueError, match=r"episode 1, step 3, camera 'front'.*--skip-bad"):
+        train(settings, tmp_path / "run")
+    skipping = Dataset(name="demos", path=str(demos), read=ReadOptions(skip_bad=True))
+    train(dataclasses.replace(settings, datasets=(skipping,)), tmp_path / "run", resume=True)
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 9))
+    (line,) = (tmp_path / "run/skipped.txt").read_text().splitlines()
+    assert file.name in line and "episode 1" in line and "step 3" in line

@@ -30,10 +30,10 @@ class Interrupts:
             print(f"\n{signal.Signals(number).name}: saving after this step; Ctrl-C to stop at once", file=sys.stderr, flush=True)
 
     def leave(self) -> NoReturn:
-        """End the program as the signal asked, after everything has been saved."""
-        if self.received in (None, signal.SIGINT):
+        """End the program as the signal asked, after everything has been saved; where only another process had one, as by SIGTERM."""
+        if self.received == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + self.received)
+        raise SystemExit(128 + (self.received or signal.SIGTERM))
 
 
 @contextmanager

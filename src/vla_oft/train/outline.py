@@ -170,7 +170,7 @@ def _writes(config: TrainConfig, parts: list[anatomy.Part], out: Path) -> list[s
     sink = f"; also {type(config.sink).__name__}" if config.sink else ""
     return [
         f"{out}/metrics.jsonl every {config.log_every:,} steps{sink}",
-        f"{out}/checkpoints every {config.save_every:,} steps; kept: {', '.join(kept)}; up to {_bytes(disk.total)}",
+        f"{out}/checkpoints every {config.save_every:,} steps; kept: {', '.join(kept)}; up to {plan.size(disk.total)}",
     ]
 
 
@@ -179,7 +179,3 @@ def _start(start: str, gpus: int) -> list[str]:
     if gpus > 1:
         out.append(f"torchrun --nproc-per-node {gpus} -m vla_oft {start}")
     return [*out, f"vla-oft {start.replace('train', 'show', 1)} --json    (every field)"]
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

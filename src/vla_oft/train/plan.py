@@ -84,3 +84,8 @@ def disk(config: TrainConfig, parts: list[Part]) -> Disk:
         policy=policy,
         num_policy=max(0, every - 1) + config.keep_best,
     )
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -159,12 +159,12 @@ def check_disk(config: TrainConfig, parts: list[anatomy.Part], out: Path) -> Non
     free = shutil.disk_usage(place).free + _size(out / "checkpoints")
     if need.total <= free:
         return
-    shared = f"{need.shared / 1e9:.1f} GB once, " if need.shared else ""
-    without = f" and {need.num_policy} x {need.policy / 1e9:.1f} GB without what a resumed run needs" if need.num_policy else ""
+    shared = f"{plan.size(need.shared)} once, " if need.shared else ""
+    without = f" and {need.num_policy} x {plan.size(need.policy)} without what a resumed run needs" if need.num_policy else ""
     reduce = [f"keep_last={config.keep_last}"] + (["save_dtype=bfloat16"] if not config.lora and config.save_dtype == "float32" else [])
     raise ValueError(
-        f"out={out}: checkpoints need {need.total / 1e9:.1f} GB ({shared}{need.num_resumable} x {need.resumable / 1e9:.1f} GB{without}), "
-        f"{free / 1e9:.1f} GB are free in {place}: choose another disk with --out, or lower {', '.join(reduce)}"
+        f"out={out}: checkpoints need {plan.size(need.total)} ({shared}{need.num_resumable} x {plan.size(need.resumable)}{without}), "
+        f"{plan.size(free)} are free in {place}: choose another disk with --out, or lower {', '.join(reduce)}"
     )
 
 
